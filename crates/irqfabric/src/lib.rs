@@ -3,4 +3,10 @@
 #![deny(unsafe_code)]
 
 pub mod chip;
+pub mod fabric;
+pub mod hv;
+pub mod line;
+pub mod memory;
 pub mod msg;
+mod route;
+mod sync;

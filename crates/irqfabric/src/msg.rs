@@ -102,11 +102,11 @@ pub enum Trigger {
 }
 
 impl Trigger {
-    const fn from_bits(bits: u8) -> Self {
+    pub(crate) const fn from_bits(bits: u8) -> Self {
         if bits == 0 { Self::Edge } else { Self::Level }
     }
 
-    const fn into_bits(self) -> u8 {
+    pub(crate) const fn into_bits(self) -> u8 {
         self as u8
     }
 }
@@ -210,6 +210,15 @@ pub struct Interrupt {
     pub trigger: Trigger,
     /// The vector, 16 to 255 for those that have one; lower ones are refused by the APIC.
     pub vector: u8,
+}
+
+/// What came of an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acceptance {
+    /// At least one local APIC has it, or had it pending already.
+    Accepted,
+    /// No destination took it: there is none of that id, or it is switched off.
+    Refused,
 }
 
 /// Why a message is not an interrupt.

@@ -4,4 +4,5 @@
 //! come out. No lock, no thread, no file descriptor, no hypervisor, no clock. The fabric performs the
 //! effects and tells the chip what came of them.
 
+pub mod ioapic;
 pub mod lapic;

@@ -1,0 +1,547 @@
+//! The IOAPIC: levels of pins come in, messages go out; Intel 82093AA data sheet, and the ICH's for the EOI register.
+//!
+//! Every input answers which pin may now have something to send. The owner asks [`Ioapic::due`], delivers the message, and reports with [`Ioapic::delivered`] what came of it: remote
+//! IRR is set only by a delivery that was accepted. A level that nobody accepted stays due and is
+//! offered again at the next write to its entry, rise of its line, or end of interrupt; never in a loop.
+//!
+//! Accesses follow KVM's in-kernel IOAPIC (`arch/x86/kvm/ioapic.c`): registers answer at their own offset
+//! only, narrow writes are extended with zeros, wide reads too, everything else reads zero and ignores writes.
+
+use crate::line::Level;
+use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Message, RequesterId, Trigger, WINDOW_START};
+use spec::{RedirectionEntry, Register};
+use std::fmt;
+
+/// How many pins an IOAPIC can have: the index register has 8 bits, so entry 119 ends at index 0xff.
+pub const MAX_PINS: usize = 120;
+
+/// How many bytes of address space an IOAPIC answers to.
+pub const WINDOW_SIZE: u64 = 0x100;
+
+/// An IOAPIC of 1 to 120 pins.
+///
+/// ```
+/// use irqfabric::chip::ioapic::Ioapic;
+/// use irqfabric::line::Level;
+/// use irqfabric::msg::Acceptance;
+///
+/// let mut ioapic = Ioapic::default();
+/// // The guest programs pin 4: vector 0x31, edge, not masked, to APIC id 0.
+/// ioapic.write(0x00, &0x18u32.to_le_bytes());
+/// ioapic.write(0x10, &0x0000_0031u32.to_le_bytes());
+/// // The device raises its line.
+/// assert!(ioapic.set(4, Level::High));
+/// let message = ioapic.due(4).unwrap();
+/// assert_eq!((message.address, message.data), (0xfee0_0000, 0x31));
+/// ioapic.delivered(4, Acceptance::Accepted);
+/// assert_eq!(ioapic.due(4), None);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ioapic {
+    // Configuration.
+    version: Version,
+    requester: RequesterId,
+    // State.
+    id: u8,
+    select: u8,
+    entries: Box<[RedirectionEntry]>,
+    /// The pins' levels.
+    high: PinSet,
+    /// Edges that came while their pin was not masked and have not been sent yet.
+    edges: PinSet,
+}
+
+/// What the version register says, and with it whether there is an EOI register.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Version {
+    /// 82093AA: the local APICs' EOI broadcast is the only end of interrupt.
+    V11,
+    /// ICH and later: an EOI register at +0x40, which Linux needs under interrupt remapping.
+    #[default]
+    V20,
+}
+
+/// What a register write leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Written {
+    /// The pin whose redirection entry was written: ask [`Ioapic::due`].
+    pub entry: Option<u8>,
+    /// The pins that the EOI register has ended, which are those whose remote IRR went from set to clear.
+    pub ended: PinSet,
+}
+
+/// A number of pins that no chip has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an IOAPIC has 1 to {MAX_PINS} pins, not {0}")]
+pub struct PinCountError(pub usize);
+
+/// Why a saved state cannot be restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// The number of pins.
+    #[error(transparent)]
+    Pins(#[from] PinCountError),
+    /// The id register has four bits.
+    #[error("an IOAPIC's id is 0 to 15, not {0}")]
+    Id(u8),
+}
+
+/// Everything about an IOAPIC that a guest can tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct IoapicState {
+    /// Which chip it is.
+    pub version: Version,
+    /// Who its messages come from.
+    pub requester: RequesterId,
+    /// The id register's four bits.
+    pub id: u8,
+    /// The index register.
+    pub select: u8,
+    /// The pins in order, 1 to [`MAX_PINS`].
+    pub pins: Vec<PinState>,
+}
+
+/// One pin's part of [`IoapicState`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct PinState {
+    /// Its redirection entry, read-only bits included.
+    pub entry: u64,
+    /// The level of its line.
+    pub level: Level,
+    /// Whether an edge waits to be sent.
+    pub edge: bool,
+}
+
+impl Default for Ioapic {
+    /// 24 pins, version 0x20.
+    fn default() -> Self {
+        Self::with_entries(24)
+    }
+}
+
+impl Ioapic {
+    /// A chip of `pins` pins as it is after reset: all masked, id 0.
+    pub fn new(pins: usize) -> Result<Self, PinCountError> {
+        if (1..=MAX_PINS).contains(&pins) { Ok(Self::with_entries(pins)) } else { Err(PinCountError(pins)) }
+    }
+
+    fn with_entries(pins: usize) -> Self {
+        Self {
+            version: Version::default(),
+            requester: RequesterId::default(),
+            id: 0,
+            select: 0,
+            entries: vec![RedirectionEntry::RESET; pins].into(),
+            high: PinSet::EMPTY,
+            edges: PinSet::EMPTY,
+        }
+    }
+
+    /// The same chip with another version register.
+    pub fn with_version(self, version: Version) -> Self {
+        Self { version, ..self }
+    }
+
+    /// The same chip with another id register, of which four bits count.
+    pub fn with_id(self, id: u8) -> Self {
+        Self { id: id & 0xf, ..self }
+    }
+
+    /// The same chip sending as `requester`: what its firmware tables say for interrupt remapping.
+    pub fn with_requester(self, requester: RequesterId) -> Self {
+        Self { requester, ..self }
+    }
+
+    /// How many pins it has.
+    pub fn pins(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The id register's four bits.
+    pub fn id(&self) -> u8 {
+        self.id
+    }
+
+    // The way in: lines and registers.
+
+    /// A line changes, or its unchanged level is driven again. Returns whether the pin may have something to send now:
+    /// ask [`due`](Self::due).
+    ///
+    /// An edge on a masked pin is dropped (data sheet, interrupt mask). A pin beyond the end is ignored.
+    #[must_use]
+    pub fn set(&mut self, pin: u8, level: Level) -> bool {
+        let Some(entry) = self.entries.get(usize::from(pin)) else { return false };
+        let rises = level == Level::High && !self.high.contains(pin);
+        self.high.set(pin, level == Level::High);
+        if rises && entry.trigger_mode() == Trigger::Edge && !entry.masked() {
+            self.edges.insert(pin);
+        }
+        level == Level::High
+    }
+
+    /// The guest reads `data.len()` bytes at `offset` into the chip's window.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        let value = match Register::at(offset, self.version) {
+            Some(Register::Select) => u32::from(self.select),
+            Some(Register::Window) => self.read_selected(),
+            Some(Register::EndOfInterrupt) | None => 0,
+        };
+        let bytes = value.to_le_bytes();
+        for (index, byte) in data.iter_mut().enumerate() {
+            *byte = bytes.get(index).copied().unwrap_or(0);
+        }
+    }
+
+    /// The guest writes `data` at `offset` into the chip's window.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Written {
+        let mut bytes = [0; 4];
+        for (to, from) in bytes.iter_mut().zip(data) {
+            *to = *from;
+        }
+        let value = u32::from_le_bytes(bytes);
+        match Register::at(offset, self.version) {
+            Some(Register::Select) => self.select = value as u8,
+            Some(Register::Window) => return self.write_selected(value),
+            Some(Register::EndOfInterrupt) => {
+                return Written { entry: None, ended: self.end_of_interrupt(value as u8) };
+            }
+            None => {}
+        }
+        Written::default()
+    }
+
+    /// A local APIC has broadcast the end of `vector`, or the guest wrote it to the EOI register: clears the
+    /// remote IRR of every level pin whose entry holds that vector, and returns them.
+    ///
+    /// It goes by the entry's vector field as it is now, as on silicon: under interrupt remapping Linux keeps
+    /// the pin's number there.
+    pub fn end_of_interrupt(&mut self, vector: u8) -> PinSet {
+        let mut ended = PinSet::EMPTY;
+        for (pin, entry) in (0..).zip(self.entries.iter_mut()) {
+            if entry.remote_irr() && entry.vector() == vector {
+                entry.set_remote_irr(false);
+                ended.insert(pin);
+            }
+        }
+        ended
+    }
+
+    // The way out: messages and what came of them.
+
+    /// The message that `pin` has to send now, if any. This is the whole rule of delivery.
+    pub fn due(&self, pin: u8) -> Option<Message> {
+        let entry = *self.entries.get(usize::from(pin))?;
+        if entry.masked() {
+            return None;
+        }
+        // A reserved delivery mode sends nothing. The field means nothing in a remappable entry.
+        if !entry.remappable() && DeliveryMode::from_bits(entry.delivery_mode()).is_none() {
+            return None;
+        }
+        let due = match entry.trigger_mode() {
+            Trigger::Edge => self.edges.contains(pin),
+            // Remote IRR: delivered, and the guest has not ended it yet.
+            Trigger::Level => self.high.contains(pin) && !entry.remote_irr(),
+        };
+        due.then(|| entry.message(self.requester))
+    }
+
+    /// The message that [`due`](Self::due) gave has been tried. An edge is spent either way; a level that was refused
+    /// stays due.
+    pub fn delivered(&mut self, pin: u8, acceptance: Acceptance) {
+        let Some(entry) = self.entries.get_mut(usize::from(pin)) else { return };
+        match entry.trigger_mode() {
+            Trigger::Edge => self.edges.remove(pin),
+            Trigger::Level => entry.set_remote_irr(acceptance == Acceptance::Accepted),
+        }
+    }
+
+    /// The message that a pin would send, masked or not.
+    pub fn programmed(&self, pin: u8) -> Option<Message> {
+        Some(self.entries.get(usize::from(pin))?.message(self.requester))
+    }
+
+    /// The trigger mode that counts for a pin: level for a vector with the bit set, edge for everything else.
+    pub fn trigger(&self, pin: u8) -> Option<Trigger> {
+        Some(self.entries.get(usize::from(pin))?.trigger_mode())
+    }
+
+    /// The vector field of a pin's entry: what an end of interrupt is compared with.
+    pub fn vector(&self, pin: u8) -> Option<u8> {
+        Some(self.entries.get(usize::from(pin))?.vector())
+    }
+
+    /// The pins whose interrupt was delivered and not ended yet.
+    pub fn in_service(&self) -> PinSet {
+        (0..).zip(&self.entries).filter(|(_, entry)| entry.remote_irr()).map(|(pin, _)| pin).collect()
+    }
+
+    // Snapshots.
+
+    /// Everything that a guest can tell about the chip.
+    pub fn save(&self) -> IoapicState {
+        let Self { version, requester, id, select, entries, high, edges } = self;
+        let pins = (0..).zip(entries).map(|(pin, entry)| PinState {
+            entry: entry.into_bits(),
+            level: if high.contains(pin) { Level::High } else { Level::Low },
+            edge: edges.contains(pin),
+        });
+        IoapicState { version: *version, requester: *requester, id: *id, select: *select, pins: pins.collect() }
+    }
+
+    /// The chip that was saved. Bits that no chip can have set (reserved ones, remote IRR of an edge pin, an
+    /// edge waiting on a level pin) are dropped.
+    pub fn restore(state: &IoapicState) -> Result<Self, RestoreError> {
+        let IoapicState { version, requester, id, select, pins } = state;
+        if *id > 0xf {
+            return Err(RestoreError::Id(*id));
+        }
+        let mut chip = Self::new(pins.len())?.with_version(*version).with_requester(*requester).with_id(*id);
+        chip.select = *select;
+        for ((pin, entry), state) in (0..).zip(chip.entries.iter_mut()).zip(pins) {
+            *entry = RedirectionEntry::restored(state.entry);
+            chip.high.set(pin, state.level == Level::High);
+            chip.edges.set(pin, state.edge && entry.trigger_mode() == Trigger::Edge);
+        }
+        Ok(chip)
+    }
+
+    // The indirect registers.
+
+    fn read_selected(&self) -> u32 {
+        match self.select {
+            spec::INDEX_ID | spec::INDEX_ARBITRATION => u32::from(self.id) << 24,
+            spec::INDEX_VERSION => (self.entries.len() as u32 - 1) << 16 | self.version.number(),
+            index => match spec::entry_of(index).and_then(|(pin, half)| Some((self.entries.get(pin)?, half))) {
+                Some((entry, half)) => entry.half(half),
+                None => u32::MAX,
+            },
+        }
+    }
+
+    fn write_selected(&mut self, value: u32) -> Written {
+        if self.select == spec::INDEX_ID {
+            self.id = (value >> 24) as u8 & 0xf;
+        }
+        // Version and arbitration are read-only: Windows writes 0 to the former.
+        let Some((pin, half)) = spec::entry_of(self.select) else { return Written::default() };
+        let Some(entry) = self.entries.get_mut(pin) else { return Written::default() };
+        entry.write_half(half, value);
+        let pin = pin as u8;
+        if entry.trigger_mode() == Trigger::Level {
+            self.edges.remove(pin);
+        }
+        Written { entry: Some(pin), ended: PinSet::EMPTY }
+    }
+}
+
+impl Version {
+    const fn number(self) -> u32 {
+        match self {
+            Self::V11 => 0x11,
+            Self::V20 => 0x20,
+        }
+    }
+}
+
+/// A set of pins of one IOAPIC.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct PinSet(u128);
+
+impl PinSet {
+    /// No pin.
+    pub const EMPTY: Self = Self(0);
+
+    /// One pin. None if it is beyond 127, which no IOAPIC has.
+    pub const fn only(pin: u8) -> Self {
+        Self(if pin < 128 { 1 << pin } else { 0 })
+    }
+
+    /// Whether `pin` is in it.
+    pub const fn contains(self, pin: u8) -> bool {
+        self.0 & Self::only(pin).0 != 0
+    }
+
+    /// Whether no pin is in it.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Adds `pin`.
+    pub const fn insert(&mut self, pin: u8) {
+        self.0 |= Self::only(pin).0;
+    }
+
+    /// Takes `pin` out.
+    pub const fn remove(&mut self, pin: u8) {
+        self.0 &= !Self::only(pin).0;
+    }
+
+    const fn set(&mut self, pin: u8, member: bool) {
+        if member { self.insert(pin) } else { self.remove(pin) }
+    }
+}
+
+impl Iterator for PinSet {
+    type Item = u8;
+
+    /// The lowest pin, taken out.
+    fn next(&mut self) -> Option<u8> {
+        let pin = self.0.trailing_zeros() as u8;
+        (pin < 128).then(|| {
+            self.remove(pin);
+            pin
+        })
+    }
+}
+
+impl FromIterator<u8> for PinSet {
+    fn from_iter<I: IntoIterator<Item = u8>>(pins: I) -> Self {
+        pins.into_iter().fold(Self::EMPTY, |set, pin| Self(set.0 | Self::only(pin).0))
+    }
+}
+
+impl fmt::Debug for PinSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(*self).finish()
+    }
+}
+
+/// The registers as the data sheet lays them out.
+mod spec {
+    use super::*;
+    use bitfield_struct::bitfield;
+
+    pub(super) const INDEX_ID: u8 = 0;
+    pub(super) const INDEX_VERSION: u8 = 1;
+    pub(super) const INDEX_ARBITRATION: u8 = 2;
+    const INDEX_ENTRIES: u8 = 0x10;
+
+    pub(super) enum Register {
+        Select,
+        Window,
+        EndOfInterrupt,
+    }
+
+    impl Register {
+        pub(super) fn at(offset: u64, version: Version) -> Option<Self> {
+            match offset {
+                0x00 => Some(Self::Select),
+                0x10 => Some(Self::Window),
+                0x40 if version == Version::V20 => Some(Self::EndOfInterrupt),
+                _ => None,
+            }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub(super) enum Half {
+        Low,
+        High,
+    }
+
+    /// The pin and half that an index names.
+    pub(super) fn entry_of(index: u8) -> Option<(usize, Half)> {
+        let index = index.checked_sub(INDEX_ENTRIES)?;
+        let half = if index & 1 == 0 { Half::Low } else { Half::High };
+        Some((usize::from(index / 2), half))
+    }
+
+    #[bitfield(u64)]
+    #[derive(PartialEq, Eq)]
+    pub(super) struct RedirectionEntry {
+        pub vector: u8,
+        #[bits(3)]
+        pub delivery_mode: u8,
+        #[bits(1)]
+        pub destination_mode: DestinationMode,
+        /// Read-only, and always idle: a delivery is over before the access that caused it returns.
+        pub delivery_status: bool,
+        /// Kept for the guest, see `line`.
+        pub active_low: bool,
+        /// Read-only.
+        pub remote_irr: bool,
+        #[bits(1)]
+        pub trigger: Trigger,
+        pub masked: bool,
+        #[bits(31)]
+        __: u32,
+        /// The entry names an interrupt remapping table entry (VT-d 5.1.5.1).
+        pub remappable: bool,
+        #[bits(7)]
+        pub extended_destination: u8,
+        pub destination: u8,
+    }
+
+    impl RedirectionEntry {
+        pub(super) const RESET: Self = Self::new().with_masked(true);
+
+        /// The bits that a guest may write.
+        const WRITABLE: u64 = {
+            let all = Self::new()
+                .with_vector(0xff)
+                .with_delivery_mode(7)
+                .with_destination_mode(DestinationMode::Logical)
+                .with_active_low(true)
+                .with_trigger(Trigger::Level)
+                .with_masked(true)
+                .with_remappable(true)
+                .with_extended_destination(0x7f)
+                .with_destination(0xff);
+            all.into_bits()
+        };
+
+        /// The trigger mode that counts: NMI, SMI, INIT and ExtINT are edges whatever the bit says.
+        pub(super) fn trigger_mode(self) -> Trigger {
+            let vectored = DeliveryMode::from_bits(self.delivery_mode()).is_none_or(DeliveryMode::has_vector);
+            if vectored { self.trigger() } else { Trigger::Edge }
+        }
+
+        pub(super) fn half(self, half: Half) -> u32 {
+            match half {
+                Half::Low => self.into_bits() as u32,
+                Half::High => (self.into_bits() >> 32) as u32,
+            }
+        }
+
+        /// Merges a written half into the entry; read-only bits stay, except that an edge pin has no
+        /// remote IRR (Linux ends a level interrupt on version 0x11 by making the pin edge for a moment).
+        pub(super) fn write_half(&mut self, half: Half, value: u32) {
+            let (written, shift) = match half {
+                Half::Low => (0xffff_ffff, 0),
+                Half::High => (0xffff_ffff << 32, 32),
+            };
+            let mask = Self::WRITABLE & written;
+            *self = Self::from_bits(self.into_bits() & !mask | u64::from(value) << shift & mask);
+            if self.trigger_mode() == Trigger::Edge {
+                self.set_remote_irr(false);
+            }
+        }
+
+        pub(super) fn restored(bits: u64) -> Self {
+            let entry = Self::from_bits(bits & Self::WRITABLE);
+            let in_service = Self::from_bits(bits).remote_irr() && entry.trigger_mode() == Trigger::Level;
+            entry.with_remote_irr(in_service)
+        }
+
+        /// The plain swizzle of an entry into a message: 63:48 → address 19:4, 11 → address 2, 10:8 → data 10:8.
+        /// It serves the remappable format as well (VT-d 5.1.5.1).
+        pub(super) fn message(self, requester: RequesterId) -> Message {
+            let bits = self.into_bits();
+            let level = u64::from(self.trigger_mode() == Trigger::Level);
+            Message {
+                address: WINDOW_START | bits >> 48 << 4 | u64::from(self.destination_mode().into_bits()) << 2,
+                // Level assert goes with level trigger, as the data sheet's bus message has it.
+                data: (bits & 0x7ff | level << 14 | level << 15) as u32,
+                requester,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

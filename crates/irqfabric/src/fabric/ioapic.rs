@@ -1,0 +1,255 @@
+//! An IOAPIC in its place: behind a lock, with its messages translated and delivered, and its level pins' routes parked.
+//!
+//! **Parking.** A level pin is delivered directly, never by its route. The route, on the GSI equal to the pin, is
+//! there for the end of interrupt only: KVM reports an EOI exit iff some route on a GSI that was reserved for
+//! us is level-triggered with that vector (`kvm_scan_ioapic_routes`). So the route must be in force before the first
+//! delivery that needs it, and must stay as it is until that interrupt was ended.
+//!
+//! ```text
+//!               due, message X               committed, generation still g
+//!   Unparked ───────────────────► Committing(X, g) ───────────────────► Parked(X) ──► delivered
+//!      ▲                             │        │ due, message Y: Committing(Y, g+1)       │
+//!      └── commit failed, pin edge ──┴────────┴──────────────────────────────────────────┘
+//! ```
+//!
+//! No lock is held across a commit. Whoever comes back from one and finds another generation leaves: the thread that
+//! made it is on its way. While remote IRR is set nothing is due, so the route cannot change under an
+//! interrupt in service, whatever is written to the entry.
+
+use super::core::{Core, Translator};
+use super::report::PinStats;
+use crate::chip::ioapic::{Ioapic, PinSet};
+use crate::line::{Level, Pin};
+use crate::msg::{Acceptance, Interrupt, Trigger};
+use crate::sync::{Mutex, MutexGuard, RwLockReadGuard};
+use std::sync::Arc;
+
+pub(crate) struct IoapicPort {
+    core: Arc<Core>,
+    first_gsi: u32,
+    state: Mutex<State>,
+}
+
+struct State {
+    chip: Ioapic,
+    pins: Box<[PinPort]>,
+}
+
+#[derive(Default)]
+struct PinPort {
+    parking: Parking,
+    generation: u64,
+    stats: PinStats,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Parking {
+    /// No route of ours is certain to be in force.
+    #[default]
+    Unparked,
+    /// Some thread is publishing this route, and will deliver what is due.
+    Committing(Interrupt),
+    /// This route is in force.
+    Parked(Interrupt),
+}
+
+/// What must happen before a level pin may be delivered.
+enum Park {
+    Ready,
+    Commit {
+        generation: u64,
+    },
+    /// The thread that commits this route will deliver.
+    Elsewhere,
+}
+
+/// Both locks that a delivery needs, in their order.
+struct Session<'a> {
+    translation: RwLockReadGuard<'a, Translator>,
+    state: MutexGuard<'a, State>,
+}
+
+/// A line's end at one of our pins.
+pub(crate) struct IoapicPin {
+    pub(crate) port: Arc<IoapicPort>,
+    pub(crate) pin: u8,
+}
+
+impl Pin for IoapicPin {
+    fn set(&self, level: Level) {
+        self.port.set(self.pin, level);
+    }
+}
+
+impl IoapicPort {
+    pub(crate) fn new(core: Arc<Core>, first_gsi: u32, chip: Ioapic) -> Self {
+        let pins = (0..chip.pins()).map(|_| PinPort::default()).collect();
+        Self { core, first_gsi, state: Mutex::new(State { chip, pins }) }
+    }
+
+    /// Parks the routes of interrupts in service: what a restored chip needs before its guest runs. The answer is
+    /// what to publish, if anything.
+    pub(crate) fn park_restored(&self) -> Option<crate::route::Since> {
+        let mut session = self.enter();
+        let Session { translation, state } = &mut session;
+        let mut newest = None;
+        for pin in state.chip.in_service() {
+            let Some(interrupt) = state.chip.programmed(pin).and_then(|message| translation.translate(&message).ok())
+            else {
+                continue;
+            };
+            if state.parks(pin, &interrupt) {
+                newest = newest.max(Some(self.core.table.put(self.gsi(pin), interrupt)));
+                state.pins[usize::from(pin)].parking = Parking::Parked(interrupt);
+            }
+        }
+        newest
+    }
+
+    /// A line's level; see [`Pin::set`].
+    fn set(&self, pin: u8, level: Level) {
+        let mut session = self.enter();
+        if session.state.chip.set(pin, level) {
+            self.attempt(session, pin);
+        }
+    }
+
+    pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
+        self.state.lock().chip.read(offset, data);
+    }
+
+    /// Returns the pins that the write has ended, whose lines the caller drives again.
+    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> PinSet {
+        let mut session = self.enter();
+        let written = session.state.chip.write(offset, data);
+        session.state.count_ended(written.ended);
+        if let Some(pin) = written.entry {
+            if session.state.unpark_edge(pin) {
+                self.core.table.release(self.gsi(pin));
+            }
+            self.attempt(session, pin);
+        }
+        written.ended
+    }
+
+    /// Returns the pins that it has ended, whose lines the caller drives again.
+    pub(crate) fn end_of_interrupt(&self, vector: u8) -> PinSet {
+        let mut state = self.state.lock();
+        let ended = state.chip.end_of_interrupt(vector);
+        state.count_ended(ended);
+        ended
+    }
+
+    pub(crate) fn save(&self) -> crate::chip::ioapic::IoapicState {
+        self.state.lock().chip.save()
+    }
+
+    pub(crate) fn stats(&self, pin: u8) -> PinStats {
+        self.state.lock().pins.get(usize::from(pin)).map(|pin| pin.stats).unwrap_or_default()
+    }
+
+    fn gsi(&self, pin: u8) -> u32 {
+        self.first_gsi + u32::from(pin)
+    }
+
+    fn enter(&self) -> Session<'_> {
+        Session { translation: self.core.translation.read(), state: self.state.lock() }
+    }
+
+    /// Delivers what `pin` has to send, if anything: one system call, and before it one table commit if a level
+    /// pin's message has changed since its last delivery.
+    fn attempt<'a>(&'a self, mut session: Session<'a>, pin: u8) {
+        let Some(message) = session.state.chip.due(pin) else { return };
+        let interrupt = match session.translation.translate(&message) {
+            Ok(interrupt) => interrupt,
+            Err(why) => {
+                self.core.not_an_interrupt(&message, why);
+                session.state.delivered(pin, Acceptance::Refused);
+                return;
+            }
+        };
+        if session.state.parks(pin, &interrupt) {
+            match session.state.pins[usize::from(pin)].park(interrupt) {
+                Park::Ready => {}
+                Park::Elsewhere => return,
+                Park::Commit { generation } => {
+                    let since = self.core.table.put(self.gsi(pin), interrupt);
+                    drop(session);
+                    let published = self.core.publish(since);
+                    session = self.enter();
+                    if !session.state.pins[usize::from(pin)].parked(generation, published) {
+                        return;
+                    }
+                    // The line may have fallen or the pin been masked in between. Had the message changed, whoever
+                    // changed it would have come by here and begun a new generation.
+                    if session.state.chip.due(pin) != Some(message) {
+                        return;
+                    }
+                }
+            }
+        }
+        let acceptance = self.core.deliver(&interrupt);
+        session.state.delivered(pin, acceptance);
+    }
+}
+
+impl State {
+    /// Whether an EOI exit for `interrupt` can mean this pin and must therefore be asked for: it is
+    /// level-triggered and has the vector that the entry's vector field is compared with.
+    fn parks(&self, pin: u8, interrupt: &Interrupt) -> bool {
+        interrupt.trigger == Trigger::Level && self.chip.vector(pin) == Some(interrupt.vector)
+    }
+
+    /// A pin that became edge owns no route. Returns whether it had one.
+    fn unpark_edge(&mut self, pin: u8) -> bool {
+        let edge = self.chip.trigger(pin) == Some(Trigger::Edge);
+        let port = &mut self.pins[usize::from(pin)];
+        let unparks = edge && port.parking != Parking::Unparked;
+        if unparks {
+            port.parking = Parking::Unparked;
+            port.generation += 1;
+        }
+        unparks
+    }
+
+    fn delivered(&mut self, pin: u8, acceptance: Acceptance) {
+        self.chip.delivered(pin, acceptance);
+        let stats = &mut self.pins[usize::from(pin)].stats;
+        match acceptance {
+            Acceptance::Accepted => stats.delivered += 1,
+            Acceptance::Refused => stats.refused += 1,
+        }
+    }
+
+    fn count_ended(&mut self, ended: PinSet) {
+        for pin in ended {
+            self.pins[usize::from(pin)].stats.ended += 1;
+        }
+    }
+}
+
+impl PinPort {
+    fn park(&mut self, interrupt: Interrupt) -> Park {
+        match self.parking {
+            Parking::Parked(parked) if parked == interrupt => Park::Ready,
+            Parking::Committing(coming) if coming == interrupt => Park::Elsewhere,
+            _ => {
+                self.parking = Parking::Committing(interrupt);
+                self.generation += 1;
+                Park::Commit { generation: self.generation }
+            }
+        }
+    }
+
+    /// A commit of `generation` is over. Returns whether its route is in force and the pin still wants it.
+    fn parked(&mut self, generation: u64, published: bool) -> bool {
+        if generation != self.generation {
+            return false;
+        }
+        self.parking = match self.parking {
+            Parking::Committing(interrupt) if published => Parking::Parked(interrupt),
+            _ => Parking::Unparked,
+        };
+        published
+    }
+}

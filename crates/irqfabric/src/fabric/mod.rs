@@ -1,0 +1,306 @@
+//! The fabric: the parts put together for one virtual machine.
+//!
+//! Three faces that do not mix. A *device* holds [`LineSource`](crate::line::LineSource)s and [`MsiVector`]s. The *guest* comes
+//! in through the VMM's exit handlers: [`Fabric::mmio_read`] and [`Fabric::mmio_write`], [`MsiVectors::program`], and
+//! [`Fabric::end_of_interrupt`]. The VMM sets up with a [`FabricBuilder`].
+//!
+//! Locks are taken in one order: line → translation (shared) → chip or vector → GSI table. A chip's and a vector's lock
+//! is held across the one system call that delivers, which is what makes "nothing stale" true; none but the line's is
+//! held across a table commit.
+
+mod core;
+mod ioapic;
+mod msi;
+mod report;
+
+pub use msi::{MsiVector, MsiVectors, VectorIndexError};
+pub use report::{LineStats, PinStats, Stats, VectorStats};
+
+use crate::chip::ioapic::{Ioapic, IoapicState, PinSet, WINDOW_SIZE};
+use crate::hv::{HvError, Hypervisor};
+use crate::line::{Line, Pin};
+use crate::memory::Memory;
+use crate::msg::{DestinationFormat, RequesterId};
+use crate::route::GsiTable;
+use crate::sync::RwLock;
+use core::{Core, Counters, Translator};
+use ioapic::{IoapicPin, IoapicPort};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Where the first IOAPIC of a PC is; the second and further ones follow at 4 KiB steps.
+pub const IOAPIC_ADDRESS: u64 = 0xfec0_0000;
+const IOAPIC_STEP: u64 = 0x1000;
+
+/// The interrupt fabric of one virtual machine. Clones are handles to the same fabric.
+///
+/// ```
+/// use irqfabric::chip::ioapic::Ioapic;
+/// use irqfabric::fabric::{Fabric, IOAPIC_ADDRESS};
+/// use irqfabric::hv::Sim;
+/// use irqfabric::msg::RequesterId;
+/// use std::sync::Arc;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let machine = Arc::new(Sim::new(2));
+/// let fabric = Fabric::builder(machine.clone()).ioapic(Ioapic::default()).build()?;
+/// let cpu = &machine.vcpus()[1];
+/// cpu.enable();
+///
+/// // The guest programs pin 4 of the IOAPIC: vector 0x31, edge, to APIC id 1.
+/// for (index, value) in [(0x19u32, 1u32 << 24), (0x18, 0x31)] {
+///     fabric.mmio_write(IOAPIC_ADDRESS, &index.to_le_bytes());
+///     fabric.mmio_write(IOAPIC_ADDRESS + 0x10, &value.to_le_bytes());
+/// }
+/// // A device sends an edge, another a message.
+/// fabric.line(4)?.source("serial").pulse();
+/// assert_eq!(cpu.acknowledge(), Some(0x31));
+/// let vectors = fabric.msi_vectors(RequesterId::new(0, 3, 0), 1);
+/// vectors.program(0, 0xfee0_1000, 0x41)?;
+/// vectors[0].signal();
+/// assert_eq!(cpu.acknowledge(), Some(0x41));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Fabric(Arc<Inner>);
+
+struct Inner {
+    core: Arc<Core>,
+    ioapics: Box<[PlacedIoapic]>,
+    /// The lines by GSI: those of the hypervisor's own chip, or of our IOAPICs' pins, one chip's after the other's.
+    lines: Box<[Line]>,
+}
+
+struct PlacedIoapic {
+    address: u64,
+    first_gsi: u32,
+    port: Arc<IoapicPort>,
+}
+
+/// Collects the parts of a [`Fabric`].
+#[must_use = "nothing is set up before build"]
+pub struct FabricBuilder {
+    hypervisor: Box<dyn Hypervisor>,
+    ioapics: Vec<(u64, Ioapic)>,
+    memory: Option<Box<dyn Memory>>,
+    destinations: DestinationFormat,
+}
+
+/// A GSI that the machine does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GsiError {
+    /// It is beyond the last pin.
+    #[error("GSI {gsi} is not one of the machine's: it has lines for GSIs 0 to {last}")]
+    OutOfRange {
+        /// What was asked for.
+        gsi: u32,
+        /// The last one there is.
+        last: u32,
+    },
+    /// There are no pins at all.
+    #[error("GSI {gsi} is not one of the machine's: it has no IOAPIC")]
+    NoPins {
+        /// What was asked for.
+        gsi: u32,
+    },
+}
+
+/// Why a fabric could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The hypervisor refused.
+    #[error(transparent)]
+    Hypervisor(#[from] HvError),
+    /// Two IOAPICs answer to the same addresses.
+    #[error("the IOAPICs at {0:#x} and {1:#x} overlap: each takes {WINDOW_SIZE:#x} bytes")]
+    Overlap(u64, u64),
+}
+
+impl Fabric {
+    /// A fabric on `hypervisor`, to be given its parts.
+    pub fn builder(hypervisor: impl Hypervisor + 'static) -> FabricBuilder {
+        FabricBuilder {
+            hypervisor: Box::new(hypervisor),
+            ioapics: Vec::new(),
+            memory: None,
+            destinations: DestinationFormat::default(),
+        }
+    }
+
+    // Devices.
+
+    /// The line of a GSI. Take a [source](Line::source) of it for each device.
+    pub fn line(&self, gsi: u32) -> Result<Line, GsiError> {
+        let lines = &self.0.lines;
+        lines.get(gsi as usize).cloned().ok_or(match lines.len().checked_sub(1) {
+            Some(last) => GsiError::OutOfRange { gsi, last: last as u32 },
+            None => GsiError::NoPins { gsi },
+        })
+    }
+
+    /// `count` message vectors of one device. Neither a GSI nor a system call is spent on them.
+    pub fn msi_vectors(&self, requester: RequesterId, count: usize) -> MsiVectors {
+        MsiVectors::new(&self.0.core, requester, count)
+    }
+
+    // The guest.
+
+    /// The guest reads. Returns whether the address is one of ours; if not, `data` is left alone.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) -> bool {
+        let found = self.0.ioapic_at(address);
+        if let Some((ioapic, offset)) = found {
+            ioapic.port.read(offset, data);
+        }
+        found.is_some()
+    }
+
+    /// The guest writes. Returns whether the address is one of ours.
+    ///
+    /// On return no delivery uses what the write replaced. A write that makes a pin deliver costs that system call, and
+    /// for a level pin whose message is new a table commit; any other write costs none.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) -> bool {
+        let found = self.0.ioapic_at(address);
+        if let Some((ioapic, offset)) = found {
+            let ended = ioapic.port.write(offset, data);
+            self.0.drive_again(ioapic, ended);
+        }
+        found.is_some()
+    }
+
+    /// A vCPU has ended `vector`: what its loop calls at KVM_EXIT_IOAPIC_EOI, on the vCPU's own thread and before the vCPU
+    /// runs again (Linux commit 7543a635).
+    ///
+    /// No system call if the lines concerned are low, otherwise one each.
+    pub fn end_of_interrupt(&self, vector: u8) {
+        for ioapic in &self.0.ioapics {
+            let ended = ioapic.port.end_of_interrupt(vector);
+            self.0.drive_again(ioapic, ended);
+        }
+    }
+
+    // The VMM.
+
+    /// The IOAPICs in the order in which they were added: where the guest finds each, its first GSI and its state.
+    pub fn ioapics(&self) -> impl Iterator<Item = (u64, u32, IoapicState)> + '_ {
+        self.0.ioapics.iter().map(|ioapic| (ioapic.address, ioapic.first_gsi, ioapic.port.save()))
+    }
+
+    /// What has happened so far.
+    pub fn stats(&self) -> Stats {
+        let Counters { memory_writes, dropped, host_errors } = &self.0.core.counters;
+        let lines = (0..).zip(&self.0.lines).filter_map(|(gsi, line)| {
+            let sources = line.stats();
+            let pin = self.0.pin_stats(gsi);
+            (!sources.is_empty()).then_some(LineStats { gsi, sources, pin })
+        });
+        Stats {
+            lines: lines.collect(),
+            commits: self.0.core.table.commits(),
+            memory_writes: memory_writes.load(Relaxed),
+            dropped: dropped.load(Relaxed),
+            host_errors: host_errors.load(Relaxed),
+        }
+    }
+}
+
+impl FabricBuilder {
+    /// Adds an IOAPIC. The first is at [`IOAPIC_ADDRESS`] and its pins are the GSIs from 0 on; each further one is 4 KiB
+    /// behind the one before it, and so are its GSIs.
+    pub fn ioapic(self, ioapic: Ioapic) -> Self {
+        let address = self.ioapics.last().map_or(IOAPIC_ADDRESS, |(last, _)| last.saturating_add(IOAPIC_STEP));
+        self.ioapic_at(address, ioapic)
+    }
+
+    /// Adds an IOAPIC at a guest-physical address of the VMM's choice.
+    pub fn ioapic_at(mut self, address: u64, ioapic: Ioapic) -> Self {
+        self.ioapics.push((address, ioapic));
+        self
+    }
+
+    /// The guest's memory: messages whose address is not in the interrupt window are written there. Without it
+    /// they are dropped and counted.
+    pub fn memory(mut self, memory: impl Memory + 'static) -> Self {
+        self.memory = Some(Box::new(memory));
+        self
+    }
+
+    /// How destinations in messages are read. For [`DestinationFormat::Fifteen`] the VMM also tells the guest, by
+    /// KVM_FEATURE_MSI_EXT_DEST_ID.
+    pub fn destinations(mut self, destinations: DestinationFormat) -> Self {
+        self.destinations = destinations;
+        self
+    }
+
+    /// Sets the virtual machine up, before its first vCPU is made: on KVM this enables the split irqchip.
+    pub fn build(self) -> Result<Fabric, BuildError> {
+        let Self { hypervisor, ioapics, memory, destinations } = self;
+        if let Some((one, other)) = overlap(&ioapics) {
+            return Err(BuildError::Overlap(one, other));
+        }
+        let pins: usize = ioapics.iter().map(|(_, chip)| chip.pins()).sum();
+        hypervisor.start(u32::try_from(pins).unwrap_or(u32::MAX))?;
+        let core = Arc::new(Core {
+            hypervisor,
+            memory,
+            translation: RwLock::new(Translator { destinations }),
+            table: GsiTable::default(),
+            counters: Counters::default(),
+        });
+        let mut lines: Vec<_> = core.hypervisor.pins().into_iter().map(|pin| Line::to_pins([pin].into())).collect();
+        let mut placed = Vec::with_capacity(ioapics.len());
+        let mut restored = None;
+        for (address, chip) in ioapics {
+            let first_gsi = lines.len() as u32;
+            let count = chip.pins() as u8;
+            let port = Arc::new(IoapicPort::new(core.clone(), first_gsi, chip));
+            restored = restored.max(port.park_restored());
+            lines.extend((0..count).map(|pin| {
+                let pin: Arc<dyn Pin> = Arc::new(IoapicPin { port: port.clone(), pin });
+                Line::to_pins([pin].into())
+            }));
+            placed.push(PlacedIoapic { address, first_gsi, port });
+        }
+        if let Some(since) = restored {
+            core.table.publish(since, &*core.hypervisor)?;
+        }
+        Ok(Fabric(Arc::new(Inner { core, ioapics: placed.into(), lines: lines.into() })))
+    }
+}
+
+impl Inner {
+    fn ioapic_at(&self, address: u64) -> Option<(&PlacedIoapic, u64)> {
+        self.ioapics.iter().find_map(|ioapic| {
+            let offset = address.checked_sub(ioapic.address)?;
+            (offset < WINDOW_SIZE).then_some((ioapic, offset))
+        })
+    }
+
+    /// Lines whose interrupt was ended deliver it again while they stand.
+    fn drive_again(&self, ioapic: &PlacedIoapic, ended: PinSet) {
+        for pin in ended {
+            self.lines[ioapic.first_gsi as usize + usize::from(pin)].end_of_interrupt();
+        }
+    }
+
+    fn pin_stats(&self, gsi: u32) -> PinStats {
+        let ioapic = self.ioapics.iter().rfind(|ioapic| ioapic.first_gsi <= gsi);
+        ioapic.map(|ioapic| ioapic.port.stats((gsi - ioapic.first_gsi) as u8)).unwrap_or_default()
+    }
+}
+
+fn overlap(ioapics: &[(u64, Ioapic)]) -> Option<(u64, u64)> {
+    let mut addresses: Vec<_> = ioapics.iter().map(|(address, _)| *address).collect();
+    addresses.sort_unstable();
+    addresses.windows(2).find_map(|pair| match *pair {
+        [one, other] if other - one < WINDOW_SIZE => Some((one, other)),
+        _ => None,
+    })
+}
+
+impl fmt::Debug for Fabric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fabric").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}

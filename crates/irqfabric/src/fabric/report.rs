@@ -1,0 +1,53 @@
+//! What a fabric has done so far, in numbers.
+
+use crate::line::SourceStats;
+
+/// Counts of one IOAPIC pin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct PinStats {
+    /// Messages that were accepted.
+    pub delivered: u64,
+    /// Messages that no local APIC took.
+    pub refused: u64,
+    /// Level interrupts that the guest has ended.
+    pub ended: u64,
+}
+
+/// Counts of one message vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct VectorStats {
+    /// How often the device signalled.
+    pub signalled: u64,
+    /// Messages that were accepted.
+    pub delivered: u64,
+}
+
+/// Counts of one GSI's line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct LineStats {
+    /// The GSI.
+    pub gsi: u32,
+    /// The sources that are alive.
+    pub sources: Vec<SourceStats>,
+    /// The pin that the line ends in.
+    pub pin: PinStats,
+}
+
+/// Counts of a whole fabric, at one moment each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Stats {
+    /// The lines that have a source, by GSI.
+    pub lines: Vec<LineStats>,
+    /// Routing tables that were published.
+    pub commits: u64,
+    /// Messages outside the interrupt window, performed as writes to memory.
+    pub memory_writes: u64,
+    /// Messages that were neither an interrupt nor a write to memory.
+    pub dropped: u64,
+    /// System calls that failed. The first is logged.
+    pub host_errors: u64,
+}
