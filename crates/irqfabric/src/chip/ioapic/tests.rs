@@ -338,7 +338,7 @@ fn reserved_delivery_modes_send_nothing_until_they_are_rewritten() {
 #[test]
 fn an_entry_becomes_the_message_that_it_describes() {
     let mut chip = Ioapic::default().with_requester(RequesterId(0x00ff));
-    for mode in [0, 1 << 8] {
+    for mode in [0, 1] {
         for destination in [0u32, 1, 0xff, 0x100, 0x1203, 0x7fff] {
             for logical in [0, 1] {
                 let high = u64::from(destination & 0xff) << 56 | u64::from(destination >> 8) << 49;
@@ -348,7 +348,7 @@ fn an_entry_becomes_the_message_that_it_describes() {
                 assert_eq!(message.requester, RequesterId(0x00ff));
                 assert_eq!(interrupt.destination, destination);
                 assert_eq!(u64::from(interrupt.destination_mode.into_bits()), logical);
-                assert_eq!(u64::from(interrupt.delivery_mode as u8), mode >> 8);
+                assert_eq!(u64::from(interrupt.delivery_mode as u8), mode);
                 assert_eq!((interrupt.vector, interrupt.trigger), (0x61, Trigger::Level));
             }
         }
