@@ -10,9 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 #[derive(Debug, Default)]
 pub struct Counted<H> {
     inner: H,
-    deliveries: AtomicU64,
-    refused: AtomicU64,
-    commits: AtomicU64,
+    counters: Counters,
 }
 
 /// How often a backend was called.
@@ -27,10 +25,35 @@ pub struct Calls {
     pub commits: u64,
 }
 
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    deliveries: AtomicU64,
+    refused: AtomicU64,
+    commits: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn delivered(&self, answer: &Result<Acceptance, HvError>) {
+        self.deliveries.fetch_add(1, Relaxed);
+        if !matches!(answer, Ok(Acceptance::Accepted)) {
+            self.refused.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(super) fn committed(&self) {
+        self.commits.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn calls(&self) -> Calls {
+        let Self { deliveries, refused, commits } = self;
+        Calls { deliveries: deliveries.load(Relaxed), refused: refused.load(Relaxed), commits: commits.load(Relaxed) }
+    }
+}
+
 impl<H> Counted<H> {
     /// Counts the calls to `inner` from now on.
-    pub const fn new(inner: H) -> Self {
-        Self { inner, deliveries: AtomicU64::new(0), refused: AtomicU64::new(0), commits: AtomicU64::new(0) }
+    pub fn new(inner: H) -> Self {
+        Self { inner, counters: Counters::default() }
     }
 
     /// The backend itself.
@@ -40,8 +63,7 @@ impl<H> Counted<H> {
 
     /// The calls so far.
     pub fn calls(&self) -> Calls {
-        let Self { inner: _, deliveries, refused, commits } = self;
-        Calls { deliveries: deliveries.load(Relaxed), refused: refused.load(Relaxed), commits: commits.load(Relaxed) }
+        self.counters.calls()
     }
 }
 
@@ -55,16 +77,13 @@ impl<H: Hypervisor> Hypervisor for Counted<H> {
     }
 
     fn deliver(&self, interrupt: &Interrupt) -> Result<Acceptance, HvError> {
-        self.deliveries.fetch_add(1, Relaxed);
         let answer = self.inner.deliver(interrupt);
-        if !matches!(answer, Ok(Acceptance::Accepted)) {
-            self.refused.fetch_add(1, Relaxed);
-        }
+        self.counters.delivered(&answer);
         answer
     }
 
     fn commit(&self, routes: &[Route]) -> Result<(), HvError> {
-        self.commits.fetch_add(1, Relaxed);
+        self.counters.committed();
         self.inner.commit(routes)
     }
 }

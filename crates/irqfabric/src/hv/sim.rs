@@ -1,16 +1,177 @@
-//! sim
-use super::*;
-/// sim
-#[derive(Debug, Default)]
-pub struct Sim;
+//! A machine of software local APICs: everything of a hypervisor that interrupts can tell, without /dev/kvm.
+//!
+//! A simulated vCPU is whoever drives it: a thread that takes interrupts by [`Vcpu::acknowledge`], ends them by
+//! [`Vcpu::end_of_interrupt`] and waits by [`Vcpu::wait`].
+//!
+//! It deviates from KVM in one thing: the end of an interrupt is reported by the trigger mode register, as on
+//! silicon, whether or not a route for it is parked; KVM reports by vector and route. So it cannot notice a missing route.
+
+use super::counted::Counters;
+use super::{Calls, HvError, Hypervisor, Route};
+use crate::chip::lapic::{DestinationShorthand, Effect, Lapic};
+use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Interrupt};
+use crate::sync::Mutex;
+use std::sync::{Condvar, PoisonError};
+use std::time::Duration;
+
+/// A hypervisor with N software local APICs.
+#[derive(Debug)]
+pub struct Sim {
+    vcpus: Box<[Vcpu]>,
+    counters: Counters,
+}
+
+/// One simulated vCPU: its local APIC, and a place to wait for interrupts.
+#[derive(Debug)]
+pub struct Vcpu {
+    lapic: Mutex<Lapic>,
+    /// Signalled after every change that may have given the vCPU something to do.
+    wake: Condvar,
+}
+
+impl Sim {
+    /// `vcpus` local APICs with ids from 0 on, as after power-up: in xAPIC mode and software disabled.
+    pub fn new(vcpus: u32) -> Self {
+        Self::with_apic_ids(0..vcpus)
+    }
+
+    /// A local APIC for each id.
+    pub fn with_apic_ids(ids: impl IntoIterator<Item = u32>) -> Self {
+        let vcpu = |id| Vcpu { lapic: Mutex::new(Lapic::new(id)), wake: Condvar::new() };
+        Self { vcpus: ids.into_iter().map(vcpu).collect(), counters: Counters::default() }
+    }
+
+    /// The vCPUs in the order of their making.
+    pub fn vcpus(&self) -> &[Vcpu] {
+        &self.vcpus
+    }
+
+    /// The calls that the fabric has made so far.
+    pub fn calls(&self) -> Calls {
+        self.counters.calls()
+    }
+
+    /// Performs what a local APIC's register write asked for. IPIs are sent; the vector that was ended, if any, is
+    /// returned for [`Fabric::end_of_interrupt`](crate::fabric::Fabric::end_of_interrupt).
+    ///
+    /// `sender` is the vCPU's place in [`vcpus`](Self::vcpus); one that is not there sends to nobody but by destination.
+    pub fn perform(&self, sender: usize, effect: Effect) -> Option<u8> {
+        match effect {
+            Effect::EndOfInterrupt(vector) => return Some(vector),
+            Effect::Ipi { interrupt, shorthand } => {
+                let Interrupt { destination, destination_mode, .. } = interrupt;
+                self.send(&interrupt, |index, lapic| {
+                    addressed(index, lapic, sender, shorthand, destination, destination_mode)
+                });
+            }
+            Effect::StartUp { vector, destination, destination_mode, shorthand } => {
+                for (index, vcpu) in self.vcpus.iter().enumerate() {
+                    vcpu.with_lapic(|lapic| {
+                        if addressed(index, lapic, sender, shorthand, destination, destination_mode) {
+                            // Not waiting for it: ignored, as on silicon.
+                            let _ = lapic.accept_start_up(vector);
+                        }
+                    });
+                }
+            }
+        }
+        None
+    }
+
+    fn send(&self, interrupt: &Interrupt, addressed: impl Fn(usize, &Lapic) -> bool) -> Acceptance {
+        let mut destinations =
+            self.vcpus.iter().enumerate().filter(|(index, vcpu)| addressed(*index, &vcpu.lapic.lock()));
+        if interrupt.delivery_mode == DeliveryMode::LowestPriority {
+            // Locked one after the other, so a priority may have changed by the time it wins: then the
+            // interrupt still arrives, only not on the best of them.
+            let arbitrates = |(_, vcpu): (usize, &'_ Vcpu)| vcpu.lapic.lock().arbitration_priority();
+            let winner = destinations.filter_map(|place| Some((arbitrates(place)?, place.0))).min();
+            return winner.map_or(Acceptance::Refused, |(_, index)| self.vcpus[index].accept(interrupt));
+        }
+        destinations.by_ref().fold(Acceptance::Refused, |so_far, (_, vcpu)| match vcpu.accept(interrupt) {
+            Acceptance::Accepted => Acceptance::Accepted,
+            Acceptance::Refused => so_far,
+        })
+    }
+}
+
+fn addressed(
+    index: usize,
+    lapic: &Lapic,
+    sender: usize,
+    shorthand: DestinationShorthand,
+    destination: u32,
+    mode: DestinationMode,
+) -> bool {
+    match shorthand {
+        DestinationShorthand::NoShorthand => lapic.matches(destination, mode),
+        DestinationShorthand::OnlySelf => index == sender,
+        DestinationShorthand::AllIncludingSelf => true,
+        DestinationShorthand::AllExcludingSelf => index != sender,
+    }
+}
+
+impl Vcpu {
+    /// Everything else about its local APIC: registers, NMI, INIT. Waiters look again afterwards.
+    pub fn with_lapic<R>(&self, access: impl FnOnce(&mut Lapic) -> R) -> R {
+        let result = access(&mut self.lapic.lock());
+        self.wake.notify_all();
+        result
+    }
+
+    /// Enables the local APIC as a guest does, by its spurious-interrupt vector register: vector 0xff.
+    pub fn enable(&self) {
+        self.with_lapic(|lapic| lapic.write(0xf0, &0x1ff_u32.to_le_bytes()));
+    }
+
+    /// The processor takes the highest interrupt that its priority lets through.
+    pub fn acknowledge(&self) -> Option<u8> {
+        self.lapic.lock().acknowledge()
+    }
+
+    /// The processor writes the EOI register. The answer is the vector that the IOAPICs are to be told, which the caller
+    /// passes to [`Fabric::end_of_interrupt`](crate::fabric::Fabric::end_of_interrupt).
+    pub fn end_of_interrupt(&self) -> Option<u8> {
+        match self.lapic.lock().write(0xb0, &[0; 4])? {
+            Effect::EndOfInterrupt(vector) => Some(vector),
+            Effect::Ipi { .. } | Effect::StartUp { .. } => None,
+        }
+    }
+
+    /// Waits until an interrupt is pending or `awake` says so; [`wake`](Self::wake) makes it ask again. Returns `false`
+    /// after `timeout`.
+    pub fn wait(&self, timeout: Duration, mut awake: impl FnMut() -> bool) -> bool {
+        let lapic = self.lapic.lock();
+        let idle = |lapic: &mut Lapic| lapic.pending().is_none() && !awake();
+        let waited = self.wake.wait_timeout_while(lapic, timeout, idle);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// Makes a waiter look again. What it looks at must have changed before.
+    pub fn wake(&self) {
+        drop(self.lapic.lock());
+        self.wake.notify_all();
+    }
+
+    fn accept(&self, interrupt: &Interrupt) -> Acceptance {
+        self.with_lapic(|lapic| lapic.accept(interrupt))
+    }
+}
+
 impl Hypervisor for Sim {
-    fn start(&self, _: u32) -> Result<(), HvError> {
+    fn start(&self, _pins: u32) -> Result<(), HvError> {
         Ok(())
     }
-    fn deliver(&self, _: &Interrupt) -> Result<Acceptance, HvError> {
-        Ok(Acceptance::Accepted)
+
+    fn deliver(&self, interrupt: &Interrupt) -> Result<Acceptance, HvError> {
+        let Interrupt { destination, destination_mode, .. } = *interrupt;
+        let answer = Ok(self.send(interrupt, |_, lapic| lapic.matches(destination, destination_mode)));
+        self.counters.delivered(&answer);
+        answer
     }
-    fn commit(&self, _: &[Route]) -> Result<(), HvError> {
+
+    fn commit(&self, _routes: &[Route]) -> Result<(), HvError> {
+        self.counters.committed();
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use crate::msg::{DeliveryMode, DestinationMode, Interrupt, RedirectionHint, Trigger, WINDOW_START};
+use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Interrupt, RedirectionHint, Trigger, WINDOW_START};
 use spec::{
     ApicBase, ErrorStatus, FIRST_LEGAL_VECTOR, IA32_APIC_BASE, InterruptCommand, LocalVector, LocalVectorEntry,
     Register, START_UP, SpuriousVector, VERSION, Vectors, X2APIC_BROADCAST, X2APIC_MSRS, XAPIC_BROADCAST,
@@ -26,15 +26,15 @@ pub use state::{LapicState, RestoreError};
 /// The local APIC of one processor.
 ///
 /// ```
-/// use irqfabric::chip::lapic::{Accepted, Effect, Lapic};
-/// use irqfabric::msg::{Interrupt, Trigger};
+/// use irqfabric::chip::lapic::{Effect, Lapic};
+/// use irqfabric::msg::{Acceptance, Interrupt, Trigger};
 ///
 /// let mut lapic = Lapic::new(0);
 /// lapic.write(0xf0, &0x1ff_u32.to_le_bytes());                     // software enable
 ///
 /// let interrupt = Interrupt { vector: 0x31, trigger: Trigger::Level, ..Interrupt::default() };
 /// assert!(lapic.matches(interrupt.destination, interrupt.destination_mode));
-/// assert_eq!(lapic.accept(&interrupt), Accepted::Yes);
+/// assert_eq!(lapic.accept(&interrupt), Acceptance::Accepted);
 ///
 /// assert_eq!(lapic.acknowledge(), Some(0x31));                     // the CPU takes it
 /// let effect = lapic.write(0xb0, &[0; 4]);                         // and writes the EOI register
@@ -79,16 +79,6 @@ pub enum Mode {
     Xapic,
     /// Registers in MSRs, ids of 32 bits.
     X2apic,
-}
-
-/// Whether a local APIC took an interrupt.
-#[must_use]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accepted {
-    /// It is pending, or was already.
-    Yes,
-    /// It is lost.
-    No,
 }
 
 /// What a register write asks of the rest of the machine.
@@ -241,17 +231,17 @@ impl Lapic {
     ///   if the vector is below 16, which is recorded as an error. Otherwise in the IRR (11.8.4).
     /// - NMI, SMI, INIT: refused only while it is globally disabled (11.4.7.2). Kept for the processor.
     /// - ExtINT: kept until [`take_extint`](Self::take_extint) hands it out.
-    pub fn accept(&mut self, interrupt: &Interrupt) -> Accepted {
+    pub fn accept(&mut self, interrupt: &Interrupt) -> Acceptance {
         match interrupt.delivery_mode {
             DeliveryMode::ExtInt => self.extint = true,
-            _ if self.mode() == Mode::Disabled => return Accepted::No,
+            _ if self.mode() == Mode::Disabled => return Acceptance::Refused,
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
                 if !self.is_enabled() {
-                    return Accepted::No;
+                    return Acceptance::Refused;
                 }
                 if interrupt.vector < FIRST_LEGAL_VECTOR {
                     self.detect(ErrorStatus::new().with_receive_illegal_vector(true));
-                    return Accepted::No;
+                    return Acceptance::Refused;
                 }
                 self.request(interrupt.vector, interrupt.trigger);
             }
@@ -263,18 +253,18 @@ impl Lapic {
                 self.start_up = None;
             }
         }
-        Accepted::Yes
+        Acceptance::Accepted
     }
 
     /// Takes a STARTUP IPI: only while its processor waits for one, or is about to because of an INIT. The
     /// first one counts.
-    pub fn accept_start_up(&mut self, vector: u8) -> Accepted {
+    pub fn accept_start_up(&mut self, vector: u8) -> Acceptance {
         let will_wait = if self.init { !self.base.bsp() } else { self.waiting_for_start_up };
         if self.mode() == Mode::Disabled || !will_wait || self.start_up.is_some() {
-            return Accepted::No;
+            return Acceptance::Refused;
         }
         self.start_up = Some(vector);
-        Accepted::Yes
+        Acceptance::Accepted
     }
 
     /// The vector that the processor should be interrupted with: the highest one requested, if its class

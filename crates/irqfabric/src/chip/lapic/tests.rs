@@ -99,7 +99,7 @@ fn of(delivery_mode: DeliveryMode) -> Interrupt {
 
 fn accept(lapic: &mut Lapic, interrupts: &[Interrupt]) {
     for interrupt in interrupts {
-        assert_eq!(lapic.accept(interrupt), Accepted::Yes);
+        assert_eq!(lapic.accept(interrupt), Acceptance::Accepted);
     }
 }
 
@@ -508,7 +508,7 @@ fn a_vector_in_service_that_comes_again_is_taken_again_after_its_end() {
 fn a_vector_below_16_is_refused_and_an_error() {
     let mut lapic = xapic(1);
     for vector in 0..16 {
-        assert_eq!(lapic.accept(&level(vector)), Accepted::No);
+        assert_eq!(lapic.accept(&level(vector)), Acceptance::Refused);
         assert_eq!(lapic.take_errors(), RECEIVE_ILLEGAL_VECTOR);
     }
     assert_eq!(lapic.get(IRR), 0);
@@ -518,11 +518,11 @@ fn a_vector_below_16_is_refused_and_an_error() {
 #[test]
 fn a_software_disabled_one_takes_nmi_smi_init_and_sipi_only() {
     let mut lapic = Lapic::new(1);
-    assert_eq!(lapic.accept(&edge(0x31)), Accepted::No);
-    assert_eq!(lapic.accept(&of(DeliveryMode::LowestPriority)), Accepted::No);
-    assert_eq!(lapic.accept(&edge(3)), Accepted::No);
+    assert_eq!(lapic.accept(&edge(0x31)), Acceptance::Refused);
+    assert_eq!(lapic.accept(&of(DeliveryMode::LowestPriority)), Acceptance::Refused);
+    assert_eq!(lapic.accept(&edge(3)), Acceptance::Refused);
     accept(&mut lapic, &[of(DeliveryMode::Nmi), of(DeliveryMode::Smi), of(DeliveryMode::Init)]);
-    assert_eq!(lapic.accept_start_up(8), Accepted::Yes);
+    assert_eq!(lapic.accept_start_up(8), Acceptance::Accepted);
     assert_eq!(lapic.take_errors(), 0);
 }
 
@@ -539,9 +539,9 @@ fn a_disabled_one_takes_no_message() {
     let mut lapic = xapic(1);
     lapic.write_msr(IA32_APIC_BASE, PAGE).unwrap();
     for mode in [DeliveryMode::Fixed, DeliveryMode::Nmi, DeliveryMode::Smi, DeliveryMode::Init] {
-        assert_eq!(lapic.accept(&of(mode)), Accepted::No);
+        assert_eq!(lapic.accept(&of(mode)), Acceptance::Refused);
     }
-    assert_eq!(lapic.accept_start_up(8), Accepted::No);
+    assert_eq!(lapic.accept_start_up(8), Acceptance::Refused);
     assert!(!lapic.take_nmi() && !lapic.take_smi() && !lapic.take_init());
 }
 
@@ -573,10 +573,10 @@ fn a_processor_waits_for_a_sipi_after_power_up_and_after_an_init() {
     let mut lapic = Lapic::new(1);
     for _ in 0..2 {
         assert_eq!(lapic.take_start_up(), None);
-        assert_eq!(lapic.accept_start_up(0x9a), Accepted::Yes);
-        assert_eq!(lapic.accept_start_up(0x9b), Accepted::No);
+        assert_eq!(lapic.accept_start_up(0x9a), Acceptance::Accepted);
+        assert_eq!(lapic.accept_start_up(0x9b), Acceptance::Refused);
         assert_eq!(lapic.take_start_up(), Some(0x9a));
-        assert_eq!(lapic.accept_start_up(0x9a), Accepted::No);
+        assert_eq!(lapic.accept_start_up(0x9a), Acceptance::Refused);
         accept(&mut lapic, &[of(DeliveryMode::Init)]);
         assert!(lapic.take_init());
     }
@@ -586,7 +586,7 @@ fn a_processor_waits_for_a_sipi_after_power_up_and_after_an_init() {
 fn a_sipi_that_comes_before_the_init_is_taken_waits_for_it() {
     let mut lapic = Lapic::new(1);
     accept(&mut lapic, &[of(DeliveryMode::Init)]);
-    assert_eq!(lapic.accept_start_up(0x9a), Accepted::Yes);
+    assert_eq!(lapic.accept_start_up(0x9a), Acceptance::Accepted);
     assert_eq!(lapic.take_start_up(), None);
     assert!(lapic.take_init());
     assert_eq!(lapic.take_start_up(), Some(0x9a));
@@ -595,7 +595,7 @@ fn a_sipi_that_comes_before_the_init_is_taken_waits_for_it() {
 #[test]
 fn an_init_overtakes_a_sipi_that_came_before_it() {
     let mut lapic = Lapic::new(1);
-    assert_eq!(lapic.accept_start_up(0x9a), Accepted::Yes);
+    assert_eq!(lapic.accept_start_up(0x9a), Acceptance::Accepted);
     accept(&mut lapic, &[of(DeliveryMode::Init)]);
     assert!(lapic.take_init());
     assert_eq!(lapic.take_start_up(), None);
@@ -604,11 +604,11 @@ fn an_init_overtakes_a_sipi_that_came_before_it() {
 #[test]
 fn the_bootstrap_processor_never_waits_for_a_sipi() {
     let mut lapic = Lapic::new(0);
-    assert_eq!(lapic.accept_start_up(0x9a), Accepted::No);
+    assert_eq!(lapic.accept_start_up(0x9a), Acceptance::Refused);
     accept(&mut lapic, &[of(DeliveryMode::Init)]);
-    assert_eq!(lapic.accept_start_up(0x9a), Accepted::No);
+    assert_eq!(lapic.accept_start_up(0x9a), Acceptance::Refused);
     assert!(lapic.take_init());
-    assert_eq!(lapic.accept_start_up(0x9a), Accepted::No);
+    assert_eq!(lapic.accept_start_up(0x9a), Acceptance::Refused);
 }
 
 #[test]
@@ -851,7 +851,7 @@ fn sending_a_vector_below_16_is_an_error() {
 #[test]
 fn errors_show_after_a_write_and_are_gone_after_the_next() {
     let mut lapic = xapic(1);
-    assert_eq!(lapic.accept(&edge(3)), Accepted::No);
+    assert_eq!(lapic.accept(&edge(3)), Acceptance::Refused);
     lapic.get(0x40);
     assert_eq!(lapic.get(ESR), 0);
     assert_eq!(lapic.take_errors(), RECEIVE_ILLEGAL_VECTOR | ILLEGAL_REGISTER_ADDRESS);
@@ -984,7 +984,7 @@ enum Answer {
     Effect(Option<Effect>),
     Value(Result<u64, GeneralProtection>),
     Written(Result<Option<Effect>, GeneralProtection>),
-    Accepted(Accepted),
+    Accepted(Acceptance),
     Vector(Option<u8>),
     Taken([bool; 4], Option<u8>),
 }
@@ -1046,7 +1046,7 @@ proptest! {
             prop_assert_eq!(&restored, &lapic);
             check_state(&lapic);
             match (&step, &answer) {
-                (Step::Accept(interrupt), Answer::Accepted(Accepted::Yes)) if interrupt.delivery_mode.has_vector() => {
+                (Step::Accept(interrupt), Answer::Accepted(Acceptance::Accepted)) if interrupt.delivery_mode.has_vector() => {
                     last_trigger[usize::from(interrupt.vector)] = interrupt.trigger;
                     prop_assert!(interrupt.vector >= 16);
                 }
