@@ -171,13 +171,13 @@ impl Ioapic {
     /// A line changes, or its unchanged level is driven again. Returns whether the pin may have something to send now:
     /// ask [`due`](Self::due).
     ///
-    /// An edge on a masked pin is dropped (data sheet, interrupt mask). A pin beyond the end is ignored.
+    /// An edge on a pin that is masked or sends nothing is dropped (data sheet, interrupt mask). A pin beyond the end is ignored.
     #[must_use]
     pub fn set(&mut self, pin: u8, level: Level) -> bool {
         let Some(entry) = self.entries.get(usize::from(pin)) else { return false };
         let rises = level == Level::High && !self.high.contains(pin);
         self.high.set(pin, level == Level::High);
-        if rises && entry.trigger_mode() == Trigger::Edge && !entry.masked() {
+        if rises && entry.trigger_mode() == Trigger::Edge && entry.sends() {
             self.edges.insert(pin);
         }
         level == Level::High
@@ -235,11 +235,7 @@ impl Ioapic {
     /// The message that `pin` has to send now, if any. This is the whole rule of delivery.
     pub fn due(&self, pin: u8) -> Option<Message> {
         let entry = *self.entries.get(usize::from(pin))?;
-        if entry.masked() {
-            return None;
-        }
-        // A reserved delivery mode sends nothing. The field means nothing in a remappable entry.
-        if !entry.remappable() && DeliveryMode::from_bits(entry.delivery_mode()).is_none() {
+        if !entry.sends() {
             return None;
         }
         let due = match entry.trigger_mode() {
@@ -499,6 +495,12 @@ mod spec {
         pub(super) fn trigger_mode(self) -> Trigger {
             let vectored = DeliveryMode::from_bits(self.delivery_mode()).is_none_or(DeliveryMode::has_vector);
             if vectored { self.trigger() } else { Trigger::Edge }
+        }
+
+        /// Not while it is masked, nor with a reserved delivery mode (the field means nothing in a remappable entry).
+        pub(super) fn sends(self) -> bool {
+            let defined = self.remappable() || DeliveryMode::from_bits(self.delivery_mode()).is_some();
+            defined && !self.masked()
         }
 
         pub(super) fn half(self, half: Half) -> u32 {
