@@ -1,4 +1,30 @@
 //! irqfabric carries an interrupt from a virtual device's wire or message to a guest CPU's vector.
+//!
+//! It is the interrupt subsystem that every virtual machine monitor needs, as a library: IOAPIC, lines, message
+//! vectors and routes for KVM's split irqchip, correct under a hostile guest and at the cost of the system call that
+//! does the work.
+//!
+//! ```text
+//!  device face                    controllers               translation        delivery
+//!  Line  (level wire) ──► Pin ──► Ioapic ───────Message───► decode ──► vCPU vector (KVM_SIGNAL_MSI,
+//!  MsiVector (message) ─────────────────────────Message───►   │        software local APIC)
+//! ```
+//!
+//! Start with [`fabric::Fabric`]; its example is a whole machine. The parts, each of which knows only those before it:
+//!
+//! | part | what it is |
+//! | --- | --- |
+//! | [`msg`] | messages and what they ask for, in their own types |
+//! | [`mod@line`] | a wire with any number of sources; what it ends in |
+//! | [`chip`] | IOAPIC and local APIC: register-exact state machines without I/O |
+//! | [`memory`] | the guest's memory, in two methods |
+//! | [`hv`] | the contract to a hypervisor; KVM, and a simulated machine |
+//! | [`fabric`] | the parts put together for one virtual machine |
+//!
+//! # Features
+//!
+//! `kvm` and `sim` (both on by default) are the two backends. `serde` makes snapshots and reports serializable.
+//! `vm-memory` and `vm-superio` implement our traits for, and those of, the rust-vmm crates of these names.
 
 #![deny(unsafe_code)]
 
