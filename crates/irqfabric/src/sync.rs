@@ -4,7 +4,8 @@
 //! sections leave the state whole at every call that could unwind.
 
 use std::sync::{Mutex as StdMutex, PoisonError, RwLock as StdRwLock};
-pub(crate) use std::sync::{MutexGuard, RwLockReadGuard};
+pub(crate) use std::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+pub(crate) use vmm_sys_util::eventfd::EventFd;
 
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(StdMutex<T>);
@@ -29,5 +30,9 @@ impl<T> RwLock<T> {
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -25,6 +25,10 @@ fn edge(vector: u8, destination: u8) -> Interrupt {
     Interrupt { trigger: Trigger::Edge, ..level(vector, destination) }
 }
 
+fn route(gsi: u32, interrupt: Interrupt) -> Route {
+    Route { gsi, target: interrupt.into() }
+}
+
 #[test]
 fn a_level_pin_parks_its_route_before_its_first_delivery() {
     let (fabric, recorder) = fabric();
@@ -32,7 +36,7 @@ fn a_level_pin_parks_its_route_before_its_first_delivery() {
     fabric.program(10, entry(0x41, 1) | LEVEL);
     assert_eq!(recorder.take(), [], "programming costs nothing");
     source.raise();
-    let route = Route { gsi: 10, interrupt: level(0x41, 1) };
+    let route = route(10, level(0x41, 1));
     assert_eq!(recorder.take(), [Call::Commit(vec![route]), Call::Deliver(level(0x41, 1))]);
 }
 
@@ -49,7 +53,7 @@ fn the_route_is_updated_before_a_pending_interrupt_is_redelivered() {
     fabric.program(10, entry(0x41, 1) | LEVEL);
     assert_eq!(recorder.take(), [], "the parked route stays while the interrupt is in service");
     fabric.end_of_interrupt(0x41);
-    let route = Route { gsi: 10, interrupt: level(0x41, 1) };
+    let route = route(10, level(0x41, 1));
     assert_eq!(recorder.take(), [Call::Commit(vec![route]), Call::Deliver(level(0x41, 1))]);
 }
 
@@ -107,7 +111,7 @@ fn a_pin_that_became_edge_gives_its_route_up_at_the_next_commit() {
     a.pulse();
     fabric.program(11, entry(0x42, 0) | LEVEL);
     b.pulse();
-    assert_eq!(recorder.table(), [Route { gsi: 11, interrupt: level(0x42, 0) }]);
+    assert_eq!(recorder.table(), [route(11, level(0x42, 0))]);
     // And as a level pin again it needs a new one.
     fabric.program(10, entry(0x41, 0) | LEVEL);
     recorder.take();
@@ -277,7 +281,7 @@ fn a_pin_that_is_rewritten_while_its_route_is_committed_is_delivered_by_the_new_
         guest.join().unwrap();
     });
     assert_eq!(recorder.take_vectors(), [0x42]);
-    assert_eq!(recorder.table(), [Route { gsi: 10, interrupt: level(0x42, 0) }]);
+    assert_eq!(recorder.table(), [route(10, level(0x42, 0))]);
 }
 
 #[test]

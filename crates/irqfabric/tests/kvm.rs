@@ -2,48 +2,13 @@
 
 mod common;
 
+use common::kvm::{open, requested, vcpu, vm};
 use common::{Guest, LEVEL, assert_table_commits, entry};
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{BuildError, Fabric};
 use irqfabric::hv::{Counted, HvError, Hypervisor, Kvm, Route};
 use irqfabric::msg::{Acceptance, DestinationFormat, DestinationMode, Interrupt, RequesterId, Trigger};
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_ioctls::{VcpuFd, VmFd};
 use std::sync::Arc;
-
-fn open() -> kvm_ioctls::Kvm {
-    kvm_ioctls::Kvm::new().expect("these tests need /dev/kvm, readable and writable")
-}
-
-fn vm() -> Arc<VmFd> {
-    Arc::new(open().create_vm().unwrap())
-}
-
-/// A vCPU with its local APIC switched on, in x2APIC mode.
-fn vcpu(vm: &VmFd, id: u32) -> VcpuFd {
-    let vcpu = vm.create_vcpu(id.into()).unwrap();
-    let mut cpuid = open().get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
-    for leaf in cpuid.as_mut_slice().iter_mut().filter(|leaf| leaf.function == 1) {
-        leaf.ecx |= 1 << 21;
-    }
-    vcpu.set_cpuid2(&cpuid).unwrap();
-    let mut sregs = vcpu.get_sregs().unwrap();
-    sregs.apic_base |= 0xc00;
-    vcpu.set_sregs(&sregs).unwrap();
-    let mut lapic = vcpu.get_lapic().unwrap();
-    lapic.regs[0xf1] = 1; // Bit 8 of the spurious-interrupt vector register: software enable.
-    vcpu.set_lapic(&lapic).unwrap();
-    vcpu
-}
-
-/// The vectors that are requested or in service (a paravirtual KVM may show neither after an injection, but none runs).
-fn requested(vcpu: &VcpuFd) -> Vec<u8> {
-    let registers = vcpu.get_lapic().unwrap().regs;
-    let set = |vector: &u8| {
-        registers[0x200 + usize::from(vector >> 5) * 16 + usize::from(vector >> 3 & 3)] as u8 >> (vector & 7) & 1 != 0
-    };
-    (0..=255).filter(set).collect()
-}
 
 #[test]
 fn table_commits_stay_within_their_bounds_on_kvm() {
@@ -116,7 +81,7 @@ fn every_kind_of_interrupt_makes_a_route_that_kvm_takes() {
     for destination_mode in [DestinationMode::Physical, DestinationMode::Logical] {
         for trigger in [Trigger::Edge, Trigger::Level] {
             interrupt = Interrupt { destination_mode, trigger, ..interrupt };
-            let routes: Vec<_> = (0..24).map(|gsi| Route { gsi, interrupt }).collect();
+            let routes: Vec<_> = (0..24).map(|gsi| Route { gsi, target: interrupt.into() }).collect();
             hypervisor.commit(&routes).unwrap();
         }
     }

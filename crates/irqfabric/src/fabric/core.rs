@@ -1,38 +1,116 @@
 //! Where messages are translated and delivered: one place for pins and vectors alike.
 
+use super::dispatcher::Dispatcher;
+use super::promotion::{HotVectors, Promotion};
+use super::vector::Vector;
 use crate::hv::{HvError, Hypervisor};
 use crate::memory::Memory;
-use crate::msg::{Acceptance, DestinationFormat, Interrupt, Message, NotAnInterrupt};
+use crate::msg::{Acceptance, Interrupt, Message, NotAnInterrupt};
+use crate::remap::{Cookie, Entries, Refusal, Remapper};
 use crate::route::{GsiTable, Since};
-use crate::sync::RwLock;
+use crate::sync::{Mutex, RwLock};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 pub(crate) struct Core {
     pub(crate) hypervisor: Box<dyn Hypervisor>,
     pub(crate) memory: Option<Box<dyn Memory>>,
     /// Read by whoever translates, until the outcome is delivered and noted; written by whoever invalidates.
     /// Taken before the lock of any chip or vector.
-    pub(crate) translation: RwLock<Translator>,
-    pub(crate) table: GsiTable,
+    pub(crate) translation: RwLock<Box<dyn Remapper>>,
+    /// Whose cached translation came from where. A leaf.
+    pub(crate) cookies: CookieIndex,
+    pub(crate) table: Arc<GsiTable>,
+    pub(crate) promotion: Promotion,
+    /// The vectors that have a route. A leaf.
+    pub(crate) hot: Mutex<HotVectors>,
+    /// What detaching an irqfd took the last time.
+    pub(crate) detach_cost: Cost,
+    /// Started with the first eventfd.
+    pub(crate) dispatcher: OnceLock<Dispatcher>,
     pub(crate) counters: Counters,
 }
 
-/// How a guest's messages are read.
-#[derive(Debug, Default)]
-pub(crate) struct Translator {
-    pub(crate) destinations: DestinationFormat,
-}
+/// By entry of the remapping table: the vectors whose translation is cached.
+pub(crate) struct CookieIndex(Option<Mutex<ByCookie>>);
+
+/// The second half of the key tells vectors of one entry apart.
+type ByCookie = BTreeMap<(Option<Cookie>, usize), Weak<Vector>>;
+
+/// How long something took the last time.
+#[derive(Debug)]
+pub(crate) struct Cost(AtomicU64);
 
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) memory_writes: AtomicU64,
     pub(crate) dropped: AtomicU64,
+    pub(crate) blocked: AtomicU64,
     pub(crate) host_errors: AtomicU64,
+    pub(crate) wakeups: AtomicU64,
+    pub(crate) promotions: AtomicU64,
+    pub(crate) evictions: AtomicU64,
+    pub(crate) shortages: AtomicU64,
 }
 
-impl Translator {
-    pub(crate) fn translate(&self, message: &Message) -> Result<Interrupt, NotAnInterrupt> {
-        message.decode(self.destinations)
+impl Counters {
+    pub(crate) fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Relaxed);
+    }
+}
+
+impl CookieIndex {
+    /// Without interrupt remapping nothing is ever invalidated, and nothing is kept.
+    pub(crate) const fn unused() -> Self {
+        Self(None)
+    }
+
+    pub(crate) const fn new() -> Self {
+        Self(Some(Mutex::new(BTreeMap::new())))
+    }
+
+    /// `vector` has cached a translation that came from `cookie`.
+    pub(crate) fn cached(&self, cookie: Option<Cookie>, vector: &Arc<Vector>) {
+        if let Some(index) = &self.0 {
+            index.lock().insert((cookie, vector.address()), Arc::downgrade(vector));
+        }
+    }
+
+    /// `vector` has dropped the translation that came from `cookie`.
+    pub(crate) fn forgotten(&self, cookie: Option<Cookie>, vector: &Vector) {
+        if let Some(index) = &self.0 {
+            index.lock().remove(&(cookie, vector.address()));
+        }
+    }
+
+    /// The vectors whose cached translation came from `entries`. The work grows with their number only.
+    pub(crate) fn covered(&self, entries: &Entries) -> Vec<Arc<Vector>> {
+        let Some(index) = &self.0 else { return Vec::new() };
+        let index = index.lock();
+        match entries {
+            Entries::All => index.values().filter_map(Weak::upgrade).collect(),
+            Entries::Range(range) if range.is_empty() => Vec::new(),
+            Entries::Range(range) => {
+                let keys = (Some(*range.start()), 0)..=(Some(*range.end()), usize::MAX);
+                index.range(keys).filter_map(|(_, vector)| vector.upgrade()).collect()
+            }
+        }
+    }
+}
+
+impl Cost {
+    pub(crate) const fn from_micros(micros: u64) -> Self {
+        Self(AtomicU64::new(micros * 1000))
+    }
+
+    pub(crate) fn store(&self, cost: Duration) {
+        self.0.store(u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    pub(crate) fn load(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Relaxed))
     }
 }
 
@@ -54,19 +132,21 @@ impl Core {
         published.is_ok()
     }
 
-    /// A message that is no interrupt: a write to memory is performed as one, the rest is dropped.
-    pub(crate) fn not_an_interrupt(&self, message: &Message, why: NotAnInterrupt) {
-        let written = match (why, &self.memory) {
-            (NotAnInterrupt::Memory(address), Some(memory)) => {
-                memory.write(address, &message.data.to_le_bytes()).is_ok()
+    /// A message that is not delivered: a write to memory is performed as one, the rest is dropped and counted.
+    pub(crate) fn refused(&self, message: &Message, why: Refusal) {
+        let counter = match (why, &self.memory) {
+            (Refusal::Blocked(_), _) => &self.counters.blocked,
+            (Refusal::NotAnInterrupt(NotAnInterrupt::Memory(address)), Some(memory))
+                if memory.write(address, &message.data.to_le_bytes()).is_ok() =>
+            {
+                &self.counters.memory_writes
             }
-            _ => false,
+            (Refusal::NotAnInterrupt(_), _) => &self.counters.dropped,
         };
-        let counter = if written { &self.counters.memory_writes } else { &self.counters.dropped };
-        counter.fetch_add(1, Relaxed);
+        Counters::count(counter);
     }
 
-    fn host_error(&self, error: &HvError) {
+    pub(crate) fn host_error(&self, error: &HvError) {
         // The guest may be able to repeat what failed: only the first is worth a line at error level.
         if self.counters.host_errors.fetch_add(1, Relaxed) == 0 {
             tracing::error!(%error, "the host could not deliver or route an interrupt; further ones are counted");

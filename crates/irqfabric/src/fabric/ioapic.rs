@@ -16,11 +16,12 @@
 //! made it is on its way. While remote IRR is set nothing is due, so the route cannot change under an
 //! interrupt in service, whatever is written to the entry.
 
-use super::core::{Core, Translator};
+use super::core::Core;
 use super::report::PinStats;
 use crate::chip::ioapic::{Ioapic, PinSet};
 use crate::line::{Level, Pin};
 use crate::msg::{Acceptance, Interrupt, Trigger};
+use crate::remap::{Remapper, Translation};
 use crate::sync::{Mutex, MutexGuard, RwLockReadGuard};
 use std::sync::Arc;
 
@@ -65,7 +66,7 @@ enum Park {
 
 /// Both locks that a delivery needs, in their order.
 struct Session<'a> {
-    translation: RwLockReadGuard<'a, Translator>,
+    translation: RwLockReadGuard<'a, Box<dyn Remapper>>,
     state: MutexGuard<'a, State>,
 }
 
@@ -94,10 +95,8 @@ impl IoapicPort {
         let Session { translation, state } = &mut session;
         let mut newest = None;
         for pin in state.chip.in_service() {
-            let Some(interrupt) = state.chip.programmed(pin).and_then(|message| translation.translate(&message).ok())
-            else {
-                continue;
-            };
+            let Some(message) = state.chip.programmed(pin) else { continue };
+            let Ok(Translation { interrupt, .. }) = translation.translate(&message) else { continue };
             if state.parks(pin, &interrupt) {
                 newest = newest.max(Some(self.core.table.put(self.gsi(pin), interrupt)));
                 state.pins[usize::from(pin)].parking = Parking::Parked(interrupt);
@@ -161,9 +160,9 @@ impl IoapicPort {
     fn attempt<'a>(&'a self, mut session: Session<'a>, pin: u8) {
         let Some(message) = session.state.chip.due(pin) else { return };
         let interrupt = match session.translation.translate(&message) {
-            Ok(interrupt) => interrupt,
+            Ok(translation) => translation.interrupt,
             Err(why) => {
-                self.core.not_an_interrupt(&message, why);
+                self.core.refused(&message, why);
                 session.state.delivered(pin, Acceptance::Refused);
                 return;
             }

@@ -9,25 +9,32 @@
 //! held across a table commit.
 
 mod core;
+mod dispatcher;
 mod ioapic;
 mod msi;
+mod promotion;
 mod report;
+mod routes;
+mod vector;
 
-pub use msi::{MsiVector, MsiVectors, VectorIndexError};
+pub use msi::{MsiVector, MsiVectors, Program, VectorIndexError, VectorState};
+pub use promotion::Promotion;
 pub use report::{LineStats, PinStats, Stats, VectorStats};
+pub use routes::{OpaqueRoute, RouteError};
 
 use crate::chip::ioapic::{Ioapic, IoapicState, PinSet, WINDOW_SIZE};
-use crate::hv::{HvError, Hypervisor};
+use crate::hv::{HvError, Hypervisor, OpaqueTarget};
 use crate::line::{Line, Pin};
 use crate::memory::Memory;
 use crate::msg::{DestinationFormat, RequesterId};
+use crate::remap::{Entries, Remapper};
 use crate::route::GsiTable;
-use crate::sync::RwLock;
-use core::{Core, Counters, Translator};
+use crate::sync::{Mutex, RwLock};
+use core::{CookieIndex, Core, Cost, Counters};
 use ioapic::{IoapicPin, IoapicPort};
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 
 /// Where the first IOAPIC of a PC is; the second and further ones follow at 4 KiB steps.
 pub const IOAPIC_ADDRESS: u64 = 0xfec0_0000;
@@ -40,7 +47,7 @@ const IOAPIC_STEP: u64 = 0x1000;
 /// use irqfabric::fabric::{Fabric, IOAPIC_ADDRESS};
 /// use irqfabric::hv::Sim;
 /// use irqfabric::msg::RequesterId;
-/// use std::sync::Arc;
+/// use std::sync::{Arc, OnceLock};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let machine = Arc::new(Sim::new(2));
@@ -85,7 +92,13 @@ pub struct FabricBuilder {
     hypervisor: Box<dyn Hypervisor>,
     ioapics: Vec<(u64, Ioapic)>,
     memory: Option<Box<dyn Memory>>,
-    destinations: DestinationFormat,
+    remapping: Remapping,
+    promotion: Promotion,
+}
+
+enum Remapping {
+    Absent(DestinationFormat),
+    Present(Box<dyn Remapper>),
 }
 
 /// A GSI that the machine does not have.
@@ -125,7 +138,8 @@ impl Fabric {
             hypervisor: Box::new(hypervisor),
             ioapics: Vec::new(),
             memory: None,
-            destinations: DestinationFormat::default(),
+            remapping: Remapping::Absent(DestinationFormat::default()),
+            promotion: Promotion::default(),
         }
     }
 
@@ -180,7 +194,22 @@ impl Fabric {
         }
     }
 
+    /// Drops what is known about some entries of the remapping table: what the guest's invalidation asks for. On return no
+    /// delivery uses them as they were.
+    ///
+    /// Waits for deliveries under way. Vectors that come out the same cost nothing; changed ones one commit together, or
+    /// a detach each where that is cheaper.
+    pub fn invalidate(&self, entries: &Entries) {
+        promotion::invalidate(&self.0.core, entries);
+    }
+
     // The VMM.
+
+    /// Adds an entry of the VMM's own to the hypervisor's table, on a GSI of its own, by one commit. It is there until
+    /// the handle is dropped.
+    pub fn opaque_route(&self, target: OpaqueTarget) -> Result<OpaqueRoute, RouteError> {
+        OpaqueRoute::new(&self.0.core, target)
+    }
 
     /// The IOAPICs in the order in which they were added: where the guest finds each, its first GSI and its state.
     pub fn ioapics(&self) -> impl Iterator<Item = (u64, u32, IoapicState)> + '_ {
@@ -189,7 +218,8 @@ impl Fabric {
 
     /// What has happened so far.
     pub fn stats(&self) -> Stats {
-        let Counters { memory_writes, dropped, host_errors } = &self.0.core.counters;
+        let Counters { memory_writes, dropped, blocked, host_errors, wakeups, promotions, evictions, shortages } =
+            &self.0.core.counters;
         let lines = (0..).zip(&self.0.lines).filter_map(|(gsi, line)| {
             let sources = line.stats();
             let pin = self.0.pin_stats(gsi);
@@ -200,6 +230,11 @@ impl Fabric {
             commits: self.0.core.table.commits(),
             memory_writes: memory_writes.load(Relaxed),
             dropped: dropped.load(Relaxed),
+            blocked: blocked.load(Relaxed),
+            wakeups: wakeups.load(Relaxed),
+            promotions: promotions.load(Relaxed),
+            evictions: evictions.load(Relaxed),
+            shortages: shortages.load(Relaxed),
             host_errors: host_errors.load(Relaxed),
         }
     }
@@ -229,26 +264,47 @@ impl FabricBuilder {
     /// How destinations in messages are read. For [`DestinationFormat::Fifteen`] the VMM also tells the guest, by
     /// KVM_FEATURE_MSI_EXT_DEST_ID.
     pub fn destinations(mut self, destinations: DestinationFormat) -> Self {
-        self.destinations = destinations;
+        self.remapping = Remapping::Absent(destinations);
+        self
+    }
+
+    /// Messages go through `remapper`. The VMM passes the guest's invalidations on to [`Fabric::invalidate`].
+    pub fn remapper(mut self, remapper: impl Remapper + 'static) -> Self {
+        self.remapping = Remapping::Present(Box::new(remapper));
+        self
+    }
+
+    /// When vectors with an eventfd get a route and an irqfd.
+    pub const fn promotion(mut self, promotion: Promotion) -> Self {
+        self.promotion = promotion;
         self
     }
 
     /// Sets the virtual machine up, before its first vCPU is made: on KVM this enables the split irqchip.
     pub fn build(self) -> Result<Fabric, BuildError> {
-        let Self { hypervisor, ioapics, memory, destinations } = self;
+        let Self { hypervisor, ioapics, memory, remapping, promotion } = self;
         if let Some((one, other)) = overlap(&ioapics) {
             return Err(BuildError::Overlap(one, other));
         }
         let pins: usize = ioapics.iter().map(|(_, chip)| chip.pins()).sum();
-        hypervisor.start(u32::try_from(pins).unwrap_or(u32::MAX))?;
+        let capacity = hypervisor.start(u32::try_from(pins).unwrap_or(u32::MAX))?;
+        let mut lines: Vec<_> = hypervisor.pins().into_iter().map(|pin| Line::to_pins([pin].into())).collect();
+        let (remapper, cookies): (Box<dyn Remapper>, _) = match remapping {
+            Remapping::Absent(destinations) => (Box::new(destinations), CookieIndex::unused()),
+            Remapping::Present(remapper) => (remapper, CookieIndex::new()),
+        };
         let core = Arc::new(Core {
             hypervisor,
             memory,
-            translation: RwLock::new(Translator { destinations }),
-            table: GsiTable::default(),
+            translation: RwLock::new(remapper),
+            cookies,
+            table: Arc::new(GsiTable::new((lines.len() + pins) as u32, capacity.gsis)),
+            promotion,
+            hot: Mutex::default(),
+            detach_cost: Cost::from_micros(80),
+            dispatcher: OnceLock::new(),
             counters: Counters::default(),
         });
-        let mut lines: Vec<_> = core.hypervisor.pins().into_iter().map(|pin| Line::to_pins([pin].into())).collect();
         let mut placed = Vec::with_capacity(ioapics.len());
         let mut restored = None;
         for (address, chip) in ioapics {

@@ -1,10 +1,13 @@
 //! Message vectors: a device's face to signal them, the guest's side to program them.
 
 use super::core::Core;
+use super::promotion::{Promotion, promote, settle, side_by_side};
 use super::report::VectorStats;
-use crate::msg::{Acceptance, Interrupt, Message, RequesterId};
-use crate::sync::Mutex;
+use super::vector::Vector;
+use crate::msg::{Masking, Message, RequesterId};
+use crate::sync::EventFd;
 use std::fmt;
+use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -14,11 +17,37 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct MsiVector(Arc<Vector>);
 
-/// The vectors of one device, as its configuration space or MSI-X table knows them: each can be programmed.
+/// The vectors of one device, as its configuration space or MSI-X table knows them: each can be programmed and masked.
 /// As a slice, they are what the device signals.
+///
+/// A new vector is unmasked and has no message, so it sends nothing.
 pub struct MsiVectors {
     vectors: Box<[MsiVector]>,
+    core: Arc<Core>,
     requester: RequesterId,
+}
+
+/// A message for one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Which vector of the device.
+    pub index: usize,
+    /// The address that the guest wrote.
+    pub address: u64,
+    /// The data that the guest wrote.
+    pub data: u32,
+}
+
+/// What a snapshot keeps of a vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct VectorState {
+    /// Address and data, if it was programmed.
+    pub message: Option<(u64, u32)>,
+    /// Whether it may send.
+    pub masking: Masking,
+    /// Whether a signal waits until it may.
+    pub pending: bool,
 }
 
 /// A vector that a device does not have.
@@ -31,77 +60,124 @@ pub struct VectorIndexError {
     pub count: usize,
 }
 
-struct Vector {
-    core: Arc<Core>,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    message: Option<Message>,
-    /// What `message` came out as when it was last translated. A failure is never kept.
-    translated: Option<Interrupt>,
-    stats: VectorStats,
-}
-
 impl MsiVector {
-    /// Sends the vector's message: one system call and nothing else. A vector that was never programmed sends nothing.
+    /// Sends the vector's message: one system call and nothing else. Masked, it is kept pending; a vector that was never
+    /// programmed, or whose function is off, sends nothing.
     ///
     /// The vector's own lock is held across the system call: once [`MsiVectors::program`] has returned, no
     /// delivery uses the message that it replaced.
     pub fn signal(&self) {
-        let Vector { core, state } = &*self.0;
-        let mut vector = state.lock();
-        vector.stats.signalled += 1;
-        if let Some(interrupt) = vector.translated {
-            vector.deliver(core, &interrupt);
-            return;
-        }
-        // The order of locks: translation before any vector's.
-        drop(vector);
-        let translation = core.translation.read();
-        let mut vector = state.lock();
-        let Some(message) = vector.message else { return };
-        match translation.translate(&message) {
-            Ok(interrupt) => {
-                vector.translated = Some(interrupt);
-                vector.deliver(core, &interrupt);
-            }
-            Err(why) => core.not_an_interrupt(&message, why),
-        }
+        self.0.signal();
     }
 
-    /// What came of it so far.
+    /// An eventfd each event of which is a signal: what vhost, vhost-user and VFIO want. One descriptor a vector, made at
+    /// the first call, as is the fabric's one thread that listens to cold eventfds. It does not block.
+    ///
+    /// Fails for want of descriptors or threads; the vector can be [signalled](Self::signal) all the same.
+    pub fn eventfd(&self) -> io::Result<&EventFd> {
+        self.0.eventfd()
+    }
+
+    /// What came of it so far. What the kernel delivers for a hot eventfd is not in it: nobody but the kernel knows.
     pub fn stats(&self) -> VectorStats {
-        self.0.state.lock().stats
-    }
-}
-
-impl State {
-    fn deliver(&mut self, core: &Core, interrupt: &Interrupt) {
-        if core.deliver(interrupt) == Acceptance::Accepted {
-            self.stats.delivered += 1;
-        }
+        self.0.stats()
     }
 }
 
 impl MsiVectors {
     pub(crate) fn new(core: &Arc<Core>, requester: RequesterId, count: usize) -> Self {
-        let vector = || MsiVector(Arc::new(Vector { core: core.clone(), state: Mutex::default() }));
-        Self { vectors: (0..count).map(|_| vector()).collect(), requester }
+        let vector = || MsiVector(Arc::new(Vector::new(core.clone())));
+        Self { vectors: (0..count).map(|_| vector()).collect(), core: core.clone(), requester }
     }
 
-    /// The guest has written a vector's address and data. No system call. On return no delivery uses what they replace.
+    /// The guest has written a vector's address and data. On return no delivery uses what they replace.
+    ///
+    /// No system call, unless the vector is hot and the message means another interrupt: then one commit or detach.
     pub fn program(&self, index: usize, address: u64, data: u32) -> Result<(), VectorIndexError> {
-        let outside = VectorIndexError { index, count: self.vectors.len() };
-        let vector = self.vectors.get(index).ok_or(outside)?;
-        let mut state = vector.0.state.lock();
-        let message = Some(Message { address, data, requester: self.requester });
-        if state.message != message {
-            state.message = message;
-            state.translated = None;
+        self.program_all(&[Program { index, address, data }])
+    }
+
+    /// [`program`](Self::program) for several vectors: by one commit, whatever they need. If one of them does not exist
+    /// nothing is done.
+    pub fn program_all(&self, programs: &[Program]) -> Result<(), VectorIndexError> {
+        let vectors: Vec<_> = programs.iter().map(|program| self.get(program.index)).collect::<Result<_, _>>()?;
+        let remapper = self.core.translation.read();
+        let reroutes = vectors.iter().zip(programs).map(|(vector, &Program { address, data, .. })| {
+            let message = Message { address, data, requester: self.requester };
+            ((*vector).clone(), vector.program(Some(message), &**remapper))
+        });
+        let left = reroutes.collect();
+        drop(remapper);
+        settle(&self.core, left);
+        self.prefill(&vectors);
+        Ok(())
+    }
+
+    /// The guest masks, unmasks or switches vectors. On return what must not be delivered is not, and what waited is.
+    ///
+    /// Costs a hot vector one detach, a vector that was hot when it was masked one attach and one read. Many are detached
+    /// from a few threads side by side. If one of them does not exist nothing is done.
+    pub fn set_masking(
+        &self,
+        indexes: impl IntoIterator<Item = usize>,
+        masking: Masking,
+    ) -> Result<(), VectorIndexError> {
+        let vectors: Vec<_> = indexes.into_iter().map(|index| self.get(index)).collect::<Result<_, _>>()?;
+        side_by_side(&vectors, |vector| vector.set_masking(masking));
+        if masking == Masking::Unmasked {
+            self.prefill(&vectors);
         }
         Ok(())
+    }
+
+    /// Whether a signal waits for the guest to unmask: the vector's PBA bit. Also sees what another process has signalled
+    /// through the eventfd. A vector that does not exist has none.
+    pub fn pending(&self, index: usize) -> bool {
+        self.vectors.get(index).is_some_and(|vector| vector.0.pending())
+    }
+
+    /// Everything that a guest can tell about the vectors. Stop the devices first.
+    pub fn save(&self) -> Vec<VectorState> {
+        let save = |MsiVector(vector): &MsiVector| {
+            let pending = vector.pending();
+            let (message, masking, _) = vector.state().configuration();
+            VectorState { message: message.map(|message| (message.address, message.data)), masking, pending }
+        };
+        self.vectors.iter().map(save).collect()
+    }
+
+    /// Makes the vectors what they were when they were saved. What was pending stays so until the guest unmasks. As many
+    /// as were saved, from vector 0 on; if there are more than vectors nothing is done.
+    pub fn restore(&self, states: &[VectorState]) -> Result<(), VectorIndexError> {
+        if let Some(index) = states.len().checked_sub(1) {
+            self.get(index)?;
+        }
+        for (index, state) in states.iter().enumerate() {
+            self.set_masking([index], if state.pending { Masking::Masked } else { state.masking })?;
+            if let Some((address, data)) = state.message {
+                self.program(index, address, data)?;
+            }
+            if state.pending {
+                self.get(index)?.restore_pending();
+                self.set_masking([index], state.masking)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&self, index: usize) -> Result<&Arc<Vector>, VectorIndexError> {
+        let outside = VectorIndexError { index, count: self.vectors.len() };
+        self.vectors.get(index).map(|vector| &vector.0).ok_or(outside)
+    }
+
+    fn prefill(&self, vectors: &[&Arc<Vector>]) {
+        if self.core.promotion == Promotion::Prefill {
+            let remapper = self.core.translation.read();
+            let vectors: Vec<_> =
+                vectors.iter().filter(|vector| vector.learn(&**remapper)).map(|&vector| vector.clone()).collect();
+            drop(remapper);
+            promote(&self.core, &vectors);
+        }
     }
 }
 
@@ -115,8 +191,9 @@ impl Deref for MsiVectors {
 
 impl fmt::Debug for MsiVector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.0.state.lock();
-        f.debug_struct("MsiVector").field("message", &state.message).field("stats", &state.stats).finish()
+        let (message, masking, pending) = self.0.state().configuration();
+        let mut debug = f.debug_struct("MsiVector");
+        debug.field("message", &message).field("masking", &masking).field("pending", &pending).finish()
     }
 }
 
@@ -133,6 +210,7 @@ mod tests {
     #[test]
     fn an_idle_vector_takes_no_more_than_128_bytes() {
         let counts = 2 * size_of::<usize>();
-        assert!(size_of::<MsiVector>() + size_of::<Vector>() + counts <= 128);
+        let bytes = size_of::<MsiVector>() + counts + size_of::<Vector>();
+        assert!(bytes <= 128, "{bytes} bytes");
     }
 }

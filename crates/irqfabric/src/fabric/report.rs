@@ -48,6 +48,16 @@ pub struct Stats {
     pub memory_writes: u64,
     /// Messages that were neither an interrupt nor a write to memory.
     pub dropped: u64,
+    /// Messages that interrupt remapping blocked.
+    pub blocked: u64,
+    /// How often the dispatcher woke up.
+    pub wakeups: u64,
+    /// How often a vector got a route and an irqfd.
+    pub promotions: u64,
+    /// How often a vector lost its route to another.
+    pub evictions: u64,
+    /// How often a vector stayed on the slower path for want of a GSI or an irqfd.
+    pub shortages: u64,
     /// System calls that failed. The first is logged.
     pub host_errors: u64,
 }

@@ -1,8 +1,9 @@
 //! A backend that counts the calls it passes on: how a test or a report knows what was asked of a hypervisor.
 
-use super::{HvError, Hypervisor, Route};
+use super::{Capacity, HvError, Hypervisor, Route};
 use crate::line::Pin;
 use crate::msg::{Acceptance, Interrupt};
+use crate::sync::EventFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -23,6 +24,10 @@ pub struct Calls {
     pub refused: u64,
     /// Tables published (KVM_SET_GSI_ROUTING).
     pub commits: u64,
+    /// Eventfds attached (KVM_IRQFD).
+    pub attaches: u64,
+    /// Eventfds detached (KVM_IRQFD_FLAG_DEASSIGN).
+    pub detaches: u64,
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +35,8 @@ pub(super) struct Counters {
     deliveries: AtomicU64,
     refused: AtomicU64,
     commits: AtomicU64,
+    attaches: AtomicU64,
+    detaches: AtomicU64,
 }
 
 impl Counters {
@@ -45,8 +52,14 @@ impl Counters {
     }
 
     pub(super) fn calls(&self) -> Calls {
-        let Self { deliveries, refused, commits } = self;
-        Calls { deliveries: deliveries.load(Relaxed), refused: refused.load(Relaxed), commits: commits.load(Relaxed) }
+        let Self { deliveries, refused, commits, attaches, detaches } = self;
+        Calls {
+            deliveries: deliveries.load(Relaxed),
+            refused: refused.load(Relaxed),
+            commits: commits.load(Relaxed),
+            attaches: attaches.load(Relaxed),
+            detaches: detaches.load(Relaxed),
+        }
     }
 }
 
@@ -68,7 +81,7 @@ impl<H> Counted<H> {
 }
 
 impl<H: Hypervisor> Hypervisor for Counted<H> {
-    fn start(&self, pins: u32) -> Result<(), HvError> {
+    fn start(&self, pins: u32) -> Result<Capacity, HvError> {
         self.inner.start(pins)
     }
 
@@ -85,5 +98,14 @@ impl<H: Hypervisor> Hypervisor for Counted<H> {
     fn commit(&self, routes: &[Route]) -> Result<(), HvError> {
         self.counters.committed();
         self.inner.commit(routes)
+    }
+    fn attach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {
+        self.counters.attaches.fetch_add(1, Relaxed);
+        self.inner.attach(gsi, eventfd)
+    }
+
+    fn detach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {
+        self.counters.detaches.fetch_add(1, Relaxed);
+        self.inner.detach(gsi, eventfd)
     }
 }

@@ -3,9 +3,10 @@
 //! Linux `Documentation/virt/kvm/api.rst`: KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_SIGNAL_MSI,
 //! KVM_SET_GSI_ROUTING, KVM_CREATE_IRQCHIP, KVM_IRQ_LINE.
 
-use super::{HvError, Hypervisor, Route};
+use super::{Capacity, HvError, Hypervisor, OpaqueTarget, Route, Target};
 use crate::line::{Level, Pin};
 use crate::msg::{Acceptance, Interrupt};
+use crate::sync::EventFd;
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IOAPIC_NUM_PINS, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI,
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
@@ -13,7 +14,9 @@ use kvm_bindings::{
     kvm_irq_routing_msi, kvm_msi,
 };
 use kvm_ioctls::{Cap, VmFd};
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, OnceLock};
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 /// KVM_MAX_IRQ_ROUTES: what the kernel reserves at the most, and how many routes its table holds.
 const MAX_ROUTES: u32 = 4096;
@@ -27,6 +30,8 @@ const NO_DESTINATION: i32 = 1;
 pub struct Kvm {
     vm: Arc<VmFd>,
     irqchip: Irqchip,
+    /// Whether an attached irqfd empties its eventfd. Found out at the start, while there are no routes.
+    takes_events: OnceLock<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,7 +48,7 @@ impl Kvm {
     /// off of the broadcast quirk. The former changes the layout of the APIC id in KVM_GET_LAPIC and KVM_SET_LAPIC: 32
     /// bits at 0x20 instead of 8 at 0x23, once the vCPU is in x2APIC mode.
     pub fn split(vm: Arc<VmFd>) -> Self {
-        Self { vm, irqchip: Irqchip::Split }
+        Self { vm, irqchip: Irqchip::Split, takes_events: OnceLock::new() }
     }
 
     /// The kernel's own IOAPIC and PIC on `vm`: lines end there, and no end of interrupt comes to us.
@@ -51,7 +56,7 @@ impl Kvm {
     /// Nothing is asked of the kernel yet: [`FabricBuilder::build`](crate::fabric::FabricBuilder::build) calls
     /// KVM_CREATE_IRQCHIP and enables KVM_CAP_X2APIC_API as for [`split`](Self::split). The fabric gets no IOAPIC of ours.
     pub fn full(vm: Arc<VmFd>) -> Self {
-        Self { vm, irqchip: Irqchip::Full }
+        Self { vm, irqchip: Irqchip::Full, takes_events: OnceLock::new() }
     }
 
     fn enable(&self, capability: Capability, argument: u64) -> Result<(), HvError> {
@@ -75,7 +80,7 @@ const X2APIC_API: Capability =
     Capability { name: "KVM_CAP_X2APIC_API", number: KVM_CAP_X2APIC_API, check: Cap::X2ApicApi };
 
 impl Hypervisor for Kvm {
-    fn start(&self, pins: u32) -> Result<(), HvError> {
+    fn start(&self, pins: u32) -> Result<Capacity, HvError> {
         match self.irqchip {
             Irqchip::Split if pins > MAX_ROUTES => return Err(HvError::TooManyPins { pins, most: MAX_ROUTES }),
             Irqchip::Split => self.enable(SPLIT_IRQCHIP, pins.into())?,
@@ -88,7 +93,11 @@ impl Hypervisor for Kvm {
         }
         // Together: without the second, a message to APIC id 255 would go to every vCPU in x2APIC mode.
         let api = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
-        self.enable(X2APIC_API, api.into())
+        self.enable(X2APIC_API, api.into())?;
+        self.takes_events.get_or_init(|| self.probe_irqfd());
+        // Some entries of the full irqchip's table share a GSI with another.
+        let shared = self.fixed_routes().count() as u32 - self.pins().len() as u32;
+        Ok(Capacity { gsis: MAX_ROUTES - shared })
     }
 
     fn pins(&self) -> Vec<Arc<dyn Pin>> {
@@ -112,15 +121,45 @@ impl Hypervisor for Kvm {
     }
 
     fn commit(&self, routes: &[Route]) -> Result<(), HvError> {
-        let entries: Vec<_> = self.fixed_routes().chain(routes.iter().map(msi_entry)).collect();
+        let entries: Vec<_> = self.fixed_routes().chain(routes.iter().map(entry)).collect();
         let too_many = |_| HvError::TooManyRoutes { routes: entries.len(), most: MAX_ROUTES as usize };
         let table = KvmIrqRouting::from_entries(&entries).map_err(too_many)?;
         let failed = |errno: kvm_ioctls::Error| HvError::Call { call: "KVM_SET_GSI_ROUTING", source: errno.into() };
         self.vm.set_gsi_routing(&table).map_err(failed)
     }
+
+    fn attach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {
+        if self.takes_events.get() != Some(&true) {
+            return Err(HvError::Missing {
+                capability: "an irqfd that takes its events",
+                remedy: "this needs Linux 5.11",
+            });
+        }
+        let failed = |errno: kvm_ioctls::Error| HvError::Call { call: "KVM_IRQFD", source: errno.into() };
+        self.vm.register_irqfd(eventfd, gsi).map_err(failed)
+    }
+
+    fn detach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {
+        let failed = |errno: kvm_ioctls::Error| HvError::Call { call: "KVM_IRQFD (deassign)", source: errno.into() };
+        self.vm.unregister_irqfd(eventfd, gsi).map_err(failed)
+    }
 }
 
 impl Kvm {
+    /// Before Linux 5.11 an event that the kernel had injected stayed in the eventfd, where userspace would read and deliver
+    /// it a second time. Tried out on a GSI that has no route yet.
+    fn probe_irqfd(&self) -> bool {
+        let try_out = || -> Result<bool, io::Error> {
+            let eventfd = EventFd::new(EFD_NONBLOCK)?;
+            self.vm.register_irqfd(&eventfd, MAX_ROUTES - 1).map_err(io::Error::from)?;
+            eventfd.write(1)?;
+            let taken = eventfd.read().is_err();
+            self.vm.unregister_irqfd(&eventfd, MAX_ROUTES - 1).map_err(io::Error::from)?;
+            Ok(taken)
+        };
+        try_out().unwrap_or(false)
+    }
+
     /// The routes that the kernel's own chips start with, which every new table must hold as well: GSI n is
     /// IOAPIC pin n, and PIC input n where there is one (Linux `arch/x86/kvm/irq.c`, default_routing).
     fn fixed_routes(&self) -> impl Iterator<Item = kvm_irq_routing_entry> {
@@ -143,15 +182,25 @@ impl Kvm {
     }
 }
 
-fn msi_entry(route: &Route) -> kvm_irq_routing_entry {
-    let (address, data) = route.interrupt.encode();
-    let mut entry = kvm_irq_routing_entry { gsi: route.gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
-    entry.u.msi = kvm_irq_routing_msi {
-        address_lo: address as u32,
-        address_hi: (address >> 32) as u32,
-        data,
-        ..Default::default()
-    };
+fn entry(route: &Route) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry { gsi: route.gsi, ..Default::default() };
+    match route.target {
+        Target::Interrupt(interrupt) => {
+            let (address, data) = interrupt.encode();
+            entry.type_ = KVM_IRQ_ROUTING_MSI;
+            entry.u.msi = kvm_irq_routing_msi {
+                address_lo: address as u32,
+                address_hi: (address >> 32) as u32,
+                data,
+                ..Default::default()
+            };
+        }
+        Target::Opaque(OpaqueTarget { kind, flags, data }) => {
+            entry.type_ = kind;
+            entry.flags = flags;
+            entry.u.pad = data;
+        }
+    }
     entry
 }
 

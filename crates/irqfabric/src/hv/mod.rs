@@ -1,4 +1,4 @@
-//! The contract to a hypervisor: deliver one interrupt, publish one table.
+//! The contract to a hypervisor: deliver one interrupt, publish one table, take one eventfd.
 //!
 //! A backend performs; it decides nothing. What is delivered when, which routes there are and what an end
 //! of interrupt means is the fabric's business.
@@ -17,6 +17,7 @@ pub use sim::Sim;
 
 use crate::line::Pin;
 use crate::msg::{Acceptance, Interrupt};
+use crate::sync::EventFd;
 use std::io;
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ pub trait Hypervisor: Send + Sync {
     /// GSIs below `pins` belong to our IOAPICs. From then on the end of a level interrupt that has a
     /// [`Route`] there is reported to the vCPU's loop, which calls
     /// [`Fabric::end_of_interrupt`](crate::fabric::Fabric::end_of_interrupt).
-    fn start(&self, pins: u32) -> Result<(), HvError>;
+    fn start(&self, pins: u32) -> Result<Capacity, HvError>;
 
     /// The pins of the hypervisor's own interrupt controllers, by GSI: where lines end on a machine whose IOAPIC is not ours.
     /// None unless it says so. Asked once, after [`start`](Self::start).
@@ -46,15 +47,69 @@ pub trait Hypervisor: Send + Sync {
     ///
     /// May take as long as every vCPU of the machine needs to notice; never called with a chip's lock held.
     fn commit(&self, routes: &[Route]) -> Result<(), HvError>;
+
+    /// From now on the hypervisor itself takes the events of `eventfd`, and nobody else sees them: each becomes one
+    /// interrupt by the route of `gsi`, which is in force.
+    ///
+    /// A count that is in the eventfd already becomes one interrupt too and stays there: the caller reads and discards it.
+    /// A hypervisor that cannot take events exclusively answers [`HvError::Missing`], always.
+    fn attach(&self, _gsi: u32, _eventfd: &EventFd) -> Result<(), HvError> {
+        Err(HvError::Missing { capability: "irqfd", remedy: "vectors are delivered from userspace instead" })
+    }
+
+    /// Takes [`attach`](Self::attach) back. On return no interrupt comes of an earlier event any more, and later ones stay
+    /// in the eventfd. May wait for as long as it takes the hypervisor to be sure.
+    fn detach(&self, _gsi: u32, _eventfd: &EventFd) -> Result<(), HvError> {
+        Ok(())
+    }
 }
 
-/// A route: the interrupt that a GSI stands for in the hypervisor's table.
+/// How much a hypervisor has room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// GSIs that can have a route: 0 up to but not this one.
+    pub gsis: u32,
+}
+
+/// A route: what a GSI stands for in the hypervisor's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Global system interrupt number.
     pub gsi: u32,
     /// What it stands for.
-    pub interrupt: Interrupt,
+    pub target: Target,
+}
+
+/// What a GSI can stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// An interrupt.
+    Interrupt(Interrupt),
+    /// Something that only the VMM and the hypervisor know: a Hyper-V SINT, a Xen event channel. Passed through.
+    Opaque(OpaqueTarget),
+}
+
+/// An entry of the VMM's own, in the layout of the kernel's `struct kvm_irq_routing_entry`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpaqueTarget {
+    /// KVM_IRQ_ROUTING_*.
+    pub kind: u32,
+    /// Its flags.
+    pub flags: u32,
+    /// The union's bytes.
+    pub data: [u32; 8],
+}
+
+impl From<Interrupt> for Target {
+    fn from(interrupt: Interrupt) -> Self {
+        Self::Interrupt(interrupt)
+    }
+}
+
+impl From<OpaqueTarget> for Target {
+    fn from(opaque: OpaqueTarget) -> Self {
+        Self::Opaque(opaque)
+    }
 }
 
 /// What a hypervisor could not do.
@@ -95,7 +150,7 @@ pub enum HvError {
 }
 
 impl<H: Hypervisor + ?Sized> Hypervisor for Arc<H> {
-    fn start(&self, pins: u32) -> Result<(), HvError> {
+    fn start(&self, pins: u32) -> Result<Capacity, HvError> {
         (**self).start(pins)
     }
 
@@ -109,5 +164,13 @@ impl<H: Hypervisor + ?Sized> Hypervisor for Arc<H> {
 
     fn commit(&self, routes: &[Route]) -> Result<(), HvError> {
         (**self).commit(routes)
+    }
+
+    fn attach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {
+        (**self).attach(gsi, eventfd)
+    }
+
+    fn detach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {
+        (**self).detach(gsi, eventfd)
     }
 }

@@ -7,7 +7,7 @@
 //! silicon, whether or not a route for it is parked; KVM reports by vector and route. So it cannot notice a missing route.
 
 use super::counted::Counters;
-use super::{Calls, HvError, Hypervisor, Route};
+use super::{Calls, Capacity, HvError, Hypervisor, Route};
 use crate::chip::lapic::{DestinationShorthand, Effect, Lapic};
 use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Interrupt};
 use crate::sync::Mutex;
@@ -159,8 +159,9 @@ impl Vcpu {
 }
 
 impl Hypervisor for Sim {
-    fn start(&self, _pins: u32) -> Result<(), HvError> {
-        Ok(())
+    /// There are no irqfds: every vector is delivered from userspace.
+    fn start(&self, _pins: u32) -> Result<Capacity, HvError> {
+        Ok(Capacity::default())
     }
 
     fn deliver(&self, interrupt: &Interrupt) -> Result<Acceptance, HvError> {

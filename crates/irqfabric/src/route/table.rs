@@ -5,17 +5,18 @@
 //! the others find that theirs is in force. A route that is no longer needed is only
 //! [released](GsiTable::release): it is left out of the next commit, which nobody makes for its sake.
 
-use crate::hv::{HvError, Hypervisor, Route};
-use crate::msg::Interrupt;
+use crate::hv::{HvError, Hypervisor, Route, Target};
 use crate::sync::Mutex;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A point in the table's history: the edit that a publication must cover.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[must_use]
 pub(crate) struct Since(u64);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct GsiTable {
     /// Held across the system call: commits follow each other. Taken before `edits`.
     published: Mutex<Published>,
@@ -23,48 +24,104 @@ pub(crate) struct GsiTable {
     edits: Mutex<Edits>,
 }
 
+/// A GSI of one's own. Dropping it releases its route and gives the GSI back.
+#[derive(Debug)]
+pub(crate) struct Gsi {
+    number: u32,
+    table: Arc<GsiTable>,
+}
+
 #[derive(Debug, Default)]
 struct Published {
     until: Since,
     commits: u64,
+    last: Duration,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Edits {
     newest: Since,
     entries: BTreeMap<u32, Entry>,
+    /// GSIs that were given back.
+    returned: Vec<u32>,
+    /// The lowest that was never handed out, up to `end`.
+    next: u32,
+    end: u32,
 }
 
 #[derive(Debug)]
 struct Entry {
-    interrupt: Interrupt,
+    target: Target,
     /// The edit that made it what it is.
     since: Since,
     released: bool,
 }
 
+impl Gsi {
+    pub(crate) const fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Wants this GSI to stand for `target`; see [`GsiTable::put`].
+    pub(crate) fn put(&self, target: impl Into<Target>) -> Since {
+        self.table.put(self.number, target)
+    }
+}
+
+impl Drop for Gsi {
+    fn drop(&mut self) {
+        let mut edits = self.table.edits.lock();
+        edits.release(self.number);
+        edits.returned.push(self.number);
+    }
+}
+
 impl GsiTable {
-    /// Wants `gsi` to stand for `interrupt`. The answer says what must be published before that is so,
+    /// An empty table, which hands out the GSIs from `first` up to but not `end`.
+    pub(crate) fn new(first: u32, end: u32) -> Self {
+        let edits = Edits { newest: Since(0), entries: BTreeMap::new(), returned: Vec::new(), next: first, end };
+        Self { published: Mutex::default(), edits: Mutex::new(edits) }
+    }
+
+    /// A GSI that nobody else has, without a route yet. `None` if there is none left.
+    pub(crate) fn allocate(self: &Arc<Self>) -> Option<Gsi> {
+        let mut edits = self.edits.lock();
+        let number = edits.returned.pop().or_else(|| {
+            let number = edits.next;
+            (number < edits.end).then(|| {
+                edits.next += 1;
+                number
+            })
+        })?;
+        Some(Gsi { number, table: self.clone() })
+    }
+
+    /// Whether every GSI is taken.
+    pub(crate) fn is_full(&self) -> bool {
+        let edits = self.edits.lock();
+        edits.returned.is_empty() && edits.next >= edits.end
+    }
+
+    /// Wants `gsi` to stand for `target`. The answer says what must be published before that is so,
     /// which has happened already if the table never changed.
-    pub(crate) fn put(&self, gsi: u32, interrupt: Interrupt) -> Since {
+    pub(crate) fn put(&self, gsi: u32, target: impl Into<Target>) -> Since {
+        let target = target.into();
         let mut edits = self.edits.lock();
         if let Some(entry) = edits.entries.get_mut(&gsi)
-            && entry.interrupt == interrupt
+            && entry.target == target
         {
             entry.released = false;
             return entry.since;
         }
         edits.newest.0 += 1;
         let since = edits.newest;
-        edits.entries.insert(gsi, Entry { interrupt, since, released: false });
+        edits.entries.insert(gsi, Entry { target, since, released: false });
         since
     }
 
     /// Nobody needs the route of `gsi` any more.
     pub(crate) fn release(&self, gsi: u32) {
-        if let Some(entry) = self.edits.lock().entries.get_mut(&gsi) {
-            entry.released = true;
-        }
+        self.edits.lock().release(gsi);
     }
 
     /// Returns when the edit `since` is in force. One commit, or none if another's has covered it. On an error
@@ -76,9 +133,17 @@ impl GsiTable {
         }
         let (routes, newest) = self.edits.lock().copy();
         published.commits += 1;
-        hypervisor.commit(&routes)?;
+        let start = Instant::now();
+        let committed = hypervisor.commit(&routes);
+        published.last = start.elapsed();
+        committed?;
         published.until = newest;
         Ok(())
+    }
+
+    /// How long the last commit took.
+    pub(crate) fn last_commit(&self) -> Duration {
+        self.published.lock().last
     }
 
     /// How many commits there were.
@@ -88,9 +153,15 @@ impl GsiTable {
 }
 
 impl Edits {
+    fn release(&mut self, gsi: u32) {
+        if let Some(entry) = self.entries.get_mut(&gsi) {
+            entry.released = true;
+        }
+    }
+
     fn copy(&mut self) -> (Vec<Route>, Since) {
         self.entries.retain(|_, entry| !entry.released);
-        let routes = self.entries.iter().map(|(&gsi, entry)| Route { gsi, interrupt: entry.interrupt });
+        let routes = self.entries.iter().map(|(&gsi, entry)| Route { gsi, target: entry.target });
         (routes.collect(), self.newest)
     }
 }
@@ -98,7 +169,8 @@ impl Edits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::msg::Acceptance;
+    use crate::hv::Capacity;
+    use crate::msg::{Acceptance, Interrupt};
 
     /// Remembers the tables it was given; refuses while told to.
     #[derive(Default)]
@@ -108,8 +180,8 @@ mod tests {
     }
 
     impl Hypervisor for Tables {
-        fn start(&self, _: u32) -> Result<(), HvError> {
-            Ok(())
+        fn start(&self, _: u32) -> Result<Capacity, HvError> {
+            Ok(Capacity::default())
         }
 
         fn deliver(&self, _: &Interrupt) -> Result<Acceptance, HvError> {
@@ -131,7 +203,7 @@ mod tests {
 
     #[test]
     fn one_commit_publishes_every_edit_before_it() {
-        let (table, hypervisor) = (GsiTable::default(), Tables::default());
+        let (table, hypervisor) = (GsiTable::new(24, 27), Tables::default());
         let first = table.put(7, vector(0x31));
         let second = table.put(3, vector(0x32));
         table.publish(second, &hypervisor).unwrap();
@@ -141,7 +213,7 @@ mod tests {
 
     #[test]
     fn the_same_route_again_needs_no_commit() {
-        let (table, hypervisor) = (GsiTable::default(), Tables::default());
+        let (table, hypervisor) = (GsiTable::new(24, 27), Tables::default());
         table.publish(table.put(7, vector(0x31)), &hypervisor).unwrap();
         table.publish(table.put(7, vector(0x31)), &hypervisor).unwrap();
         table.release(7);
@@ -151,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_released_route_goes_with_the_next_commit_and_then_needs_one_to_come_back() {
-        let (table, hypervisor) = (GsiTable::default(), Tables::default());
+        let (table, hypervisor) = (GsiTable::new(24, 27), Tables::default());
         table.publish(table.put(7, vector(0x31)), &hypervisor).unwrap();
         table.release(7);
         table.publish(table.put(8, vector(0x32)), &hypervisor).unwrap();
@@ -160,8 +232,32 @@ mod tests {
     }
 
     #[test]
+    fn gsis_are_handed_out_once_and_come_back_when_dropped() {
+        let table = Arc::new(GsiTable::new(24, 27));
+        let gsis: Vec<_> = std::iter::from_fn(|| table.allocate()).collect();
+        assert_eq!(gsis.iter().map(Gsi::number).collect::<Vec<_>>(), [24, 25, 26]);
+        drop(gsis);
+        for _ in 0..10_000 {
+            let gsi = table.allocate().unwrap();
+            let _ = gsi.put(vector(0x31));
+        }
+        let gsis: Vec<_> = std::iter::from_fn(|| table.allocate()).collect();
+        assert_eq!(gsis.len(), 3);
+    }
+
+    #[test]
+    fn a_gsi_that_was_given_back_leaves_no_route_behind() {
+        let (table, hypervisor) = (Arc::new(GsiTable::new(24, 27)), Tables::default());
+        let gsi = table.allocate().unwrap();
+        table.publish(gsi.put(vector(0x31)), &hypervisor).unwrap();
+        drop(gsi);
+        table.publish(table.put(3, vector(0x32)), &hypervisor).unwrap();
+        assert_eq!(*hypervisor.committed.lock(), [[24], [3]]);
+    }
+
+    #[test]
     fn an_edit_whose_commit_failed_is_part_of_the_next() {
-        let (table, hypervisor) = (GsiTable::default(), Tables::default());
+        let (table, hypervisor) = (GsiTable::new(24, 27), Tables::default());
         *hypervisor.refuses.lock() = true;
         let since = table.put(7, vector(0x31));
         assert!(table.publish(since, &hypervisor).is_err());

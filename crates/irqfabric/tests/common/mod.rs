@@ -4,7 +4,7 @@
 
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{Fabric, IOAPIC_ADDRESS};
-use irqfabric::hv::{Counted, HvError, Hypervisor, Route};
+use irqfabric::hv::{Capacity, Counted, HvError, Hypervisor, Route};
 use irqfabric::line::LineSource;
 use irqfabric::msg::{Acceptance, Interrupt};
 use std::sync::{Arc, Condvar, Mutex};
@@ -126,8 +126,8 @@ impl Recorder {
 }
 
 impl Hypervisor for Recorder {
-    fn start(&self, _pins: u32) -> Result<(), HvError> {
-        Ok(())
+    fn start(&self, _pins: u32) -> Result<Capacity, HvError> {
+        Ok(Capacity::default())
     }
 
     fn deliver(&self, interrupt: &Interrupt) -> Result<Acceptance, HvError> {
@@ -203,4 +203,63 @@ pub fn assert_table_commits<H: Hypervisor + 'static>(counted: Arc<Counted<H>>, p
     assert!(moved <= 100, "100 moves with an interrupt after each took {moved}");
     let calls = counted.calls();
     assert_eq!((calls.deliveries, calls.refused), (24 + 1 + 10 + 100, 0), "and every one of them was delivered");
+}
+
+/// What the tests on real KVM share.
+#[cfg(feature = "kvm")]
+pub mod kvm {
+    use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+    use kvm_ioctls::{VcpuFd, VmFd};
+    use std::sync::Arc;
+
+    pub fn open() -> kvm_ioctls::Kvm {
+        kvm_ioctls::Kvm::new().expect("these tests need /dev/kvm, readable and writable")
+    }
+
+    pub fn vm() -> Arc<VmFd> {
+        Arc::new(open().create_vm().unwrap())
+    }
+
+    /// A vCPU that never runs, with its local APIC switched on, in x2APIC mode.
+    pub fn vcpu(vm: &VmFd, id: u32) -> VcpuFd {
+        let vcpu = vm.create_vcpu(id.into()).unwrap();
+        let mut cpuid = open().get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+        for leaf in cpuid.as_mut_slice().iter_mut().filter(|leaf| leaf.function == 1) {
+            leaf.ecx |= 1 << 21;
+        }
+        vcpu.set_cpuid2(&cpuid).unwrap();
+        let mut sregs = vcpu.get_sregs().unwrap();
+        sregs.apic_base |= 0xc00;
+        vcpu.set_sregs(&sregs).unwrap();
+        let mut lapic = vcpu.get_lapic().unwrap();
+        lapic.regs[0xf1] = 1; // Bit 8 of the spurious-interrupt vector register: software enable.
+        vcpu.set_lapic(&lapic).unwrap();
+        vcpu
+    }
+
+    const IRR: usize = 0x200;
+
+    /// The vectors that are requested.
+    pub fn requested(vcpu: &VcpuFd) -> Vec<u8> {
+        let registers = vcpu.get_lapic().unwrap().regs;
+        let set = |vector: &u8| registers[byte(*vector)] as u8 >> (vector & 7) & 1 != 0;
+        (0..=255).filter(set).collect()
+    }
+
+    /// The vectors that are requested, which are no longer so afterwards.
+    pub fn take(vcpu: &VcpuFd) -> Vec<u8> {
+        let requested = requested(vcpu);
+        if requested.is_empty() {
+            // Writing the registers back could undo a request that comes at this moment.
+            return requested;
+        }
+        let mut lapic = vcpu.get_lapic().unwrap();
+        requested.iter().for_each(|&vector| lapic.regs[byte(vector)] = 0);
+        vcpu.set_lapic(&lapic).unwrap();
+        requested
+    }
+
+    fn byte(vector: u8) -> usize {
+        IRR + usize::from(vector >> 5) * 16 + usize::from(vector >> 3 & 3)
+    }
 }

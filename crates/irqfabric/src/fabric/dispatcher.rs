@@ -1,0 +1,184 @@
+//! The dispatcher: one thread that waits for every cold eventfd and delivers for it.
+//!
+//! An eventfd is added once and stays. While an irqfd is attached the kernel takes its events before any waiter sees
+//! them, so a hot vector costs the dispatcher nothing and needs no removal. The thread starts with the first eventfd. It
+//! has one deadline, that of the candidates for promotion, and sleeps without a timeout when there are none.
+
+use super::core::{Core, Counters};
+use super::promotion::Candidates;
+use super::vector::{Vector, Wish};
+use crate::sync::{EventFd, Mutex};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+/// Events taken from the kernel at once.
+const BATCH: usize = 256;
+
+/// How many full batches may put a promotion off: what is ready is delivered first, but a flood must not starve it.
+const ROUNDS: usize = 16;
+
+pub(crate) struct Dispatcher {
+    shared: Arc<Shared>,
+    thread: std::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+/// An eventfd's place at the dispatcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token(u32);
+
+struct Shared {
+    epoll: Epoll,
+    wake: EventFd,
+    stop: AtomicBool,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    vectors: Vec<Weak<Vector>>,
+    free: Vec<u32>,
+}
+
+/// The epoll data of `Shared::wake`: no slot has it.
+const WAKE: u64 = u64::MAX;
+
+impl Core {
+    /// The dispatcher, started at the first call.
+    pub(super) fn dispatcher(core: &Arc<Self>) -> io::Result<&Dispatcher> {
+        static STARTING: Mutex<()> = Mutex::new(());
+        if core.dispatcher.get().is_none() {
+            let _one_at_a_time = STARTING.lock();
+            if core.dispatcher.get().is_none() {
+                let _ = core.dispatcher.set(Dispatcher::start(Arc::downgrade(core))?);
+            }
+        }
+        core.dispatcher.get().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Dispatcher {
+    fn start(core: Weak<Core>) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            epoll: Epoll::new()?,
+            wake: EventFd::new(EFD_NONBLOCK)?,
+            stop: AtomicBool::new(false),
+            slots: Mutex::default(),
+        });
+        let wake = EpollEvent::new(EventSet::IN, WAKE);
+        shared.epoll.ctl(ControlOperation::Add, shared.wake.as_raw_fd(), wake)?;
+        let run = {
+            let shared = shared.clone();
+            move || run(&shared, &core)
+        };
+        let thread = thread::Builder::new().name("irqfabric".into()).spawn(run)?;
+        Ok(Self { shared, thread: std::sync::Mutex::new(Some(thread)) })
+    }
+
+    /// Listens to `eventfd` for `vector` from now on.
+    pub(super) fn add(&self, eventfd: &EventFd, vector: &Arc<Vector>) -> io::Result<Token> {
+        let token = self.shared.slots.lock().insert(Arc::downgrade(vector));
+        let interest = EpollEvent::new(EventSet::IN, token.0.into());
+        if let Err(error) = self.shared.epoll.ctl(ControlOperation::Add, eventfd.as_raw_fd(), interest) {
+            self.shared.slots.lock().remove(token);
+            return Err(error);
+        }
+        Ok(token)
+    }
+
+    /// Looks away from `eventfd`, or at it again.
+    pub(super) fn listen(&self, eventfd: &EventFd, token: Token, on: bool) {
+        let events = if on { EventSet::IN } else { EventSet::empty() };
+        let interest = EpollEvent::new(events, token.0.into());
+        if let Err(error) = self.shared.epoll.ctl(ControlOperation::Modify, eventfd.as_raw_fd(), interest) {
+            tracing::error!(%error, "epoll_ctl of a vector's eventfd");
+        }
+    }
+
+    pub(super) fn remove(&self, eventfd: &EventFd, token: Token) {
+        let nothing = EpollEvent::default();
+        let _ = self.shared.epoll.ctl(ControlOperation::Delete, eventfd.as_raw_fd(), nothing);
+        self.shared.slots.lock().remove(token);
+    }
+}
+
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        let _ = self.shared.wake.write(1);
+        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // The last vector may be dropped by the dispatcher itself, which then finds the stop when it is back.
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Slots {
+    fn insert(&mut self, vector: Weak<Vector>) -> Token {
+        match self.free.pop() {
+            Some(slot) => {
+                self.vectors[slot as usize] = vector;
+                Token(slot)
+            }
+            None => {
+                self.vectors.push(vector);
+                Token(self.vectors.len() as u32 - 1)
+            }
+        }
+    }
+
+    fn remove(&mut self, token: Token) {
+        self.vectors[token.0 as usize] = Weak::new();
+        self.free.push(token.0);
+    }
+}
+
+fn run(shared: &Shared, core: &Weak<Core>) {
+    let mut candidates = Candidates::default();
+    let mut events = vec![EpollEvent::default(); BATCH];
+    let mut rounds = 0;
+    loop {
+        let timeout = candidates.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let ready = match shared.epoll.wait(milliseconds(timeout), &mut events) {
+            Ok(ready) => ready,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                tracing::error!(%error, "epoll_wait: eventfds are not listened to any more");
+                return;
+            }
+        };
+        if shared.stop.load(Ordering::Acquire) {
+            return;
+        }
+        let Some(core) = core.upgrade() else { return };
+        Counters::count(&core.counters.wakeups);
+        for event in &events[..ready] {
+            let vector = shared.slots.lock().vectors.get(event.data() as usize).and_then(Weak::upgrade);
+            if let Some(vector) = vector
+                && vector.on_eventfd() == Wish::Route
+            {
+                candidates.push(&core, &vector);
+            }
+        }
+        rounds += 1;
+        if ready == BATCH && rounds < ROUNDS {
+            continue;
+        }
+        rounds = 0;
+        candidates.promote_if_due(&core);
+    }
+}
+
+/// What epoll_wait takes: rounded up, so that the deadline has passed; -1 for none.
+fn milliseconds(timeout: Option<Duration>) -> i32 {
+    match timeout {
+        None => -1,
+        Some(timeout) => i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX),
+    }
+}

@@ -1,0 +1,196 @@
+//! When vectors get a route, lose it, or have it changed: many by one commit, none with a lock held.
+
+use super::core::{Core, Counters};
+use super::vector::{Reroute, Vector};
+use crate::remap::Entries;
+use crate::route::{Event, Gsi};
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// When a vector whose eventfd is in use gets a route and an irqfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promotion {
+    /// After it has fired twice: many vectors together, when `batch` of them wait or the first has waited for `delay` or
+    /// a hundred times as long as the last commit took, whichever is longer.
+    OnDemand {
+        /// How many are enough.
+        batch: usize,
+        /// How long one waits at least.
+        delay: Duration,
+    },
+    /// When the guest has programmed and unmasked it, on the thread that did.
+    Prefill,
+    /// Never: the dispatcher delivers every event.
+    Never,
+}
+
+impl Default for Promotion {
+    /// On demand: 256 vectors, 10 ms.
+    fn default() -> Self {
+        Self::OnDemand { batch: 256, delay: Duration::from_millis(10) }
+    }
+}
+
+/// Between two commits of the dispatcher's there is nine times as long as the first took: they never take more than
+/// a tenth of the time.
+const PAUSE: u32 = 9;
+
+/// For each microsecond of a commit the first candidate waits a hundred.
+const PATIENCE: u32 = 100;
+
+/// What a delay comes to that is longer than the clock goes.
+const FOR_EVER: Duration = Duration::from_secs(1 << 32);
+
+/// From how many vectors on several threads detach side by side: waiting, each of them, for the kernel.
+const MANY: usize = 16;
+const THREADS: usize = 4;
+
+/// The vectors that wait for a route: the dispatcher's alone.
+#[derive(Default)]
+pub(super) struct Candidates {
+    vectors: Vec<Weak<Vector>>,
+    deadline: Option<Instant>,
+    /// No commit before.
+    paused: Option<Instant>,
+}
+
+impl Candidates {
+    pub(super) fn push(&mut self, core: &Core, vector: &Arc<Vector>) {
+        let Promotion::OnDemand { batch, delay } = core.promotion else { return };
+        self.vectors.push(Arc::downgrade(vector));
+        let now = Instant::now();
+        let patience = delay.max(core.table.last_commit() * PATIENCE);
+        let deadline = self.deadline.get_or_insert_with(|| now.checked_add(patience).unwrap_or(now + FOR_EVER));
+        if self.vectors.len() >= batch {
+            *deadline = now.min(*deadline);
+        }
+        if let Some(paused) = self.paused {
+            *deadline = paused.max(*deadline);
+        }
+    }
+
+    pub(super) const fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    pub(super) fn promote_if_due(&mut self, core: &Arc<Core>) {
+        if self.deadline.is_none_or(|deadline| deadline > Instant::now()) {
+            return;
+        }
+        self.deadline = None;
+        let vectors: Vec<_> = self.vectors.drain(..).filter_map(|vector| vector.upgrade()).collect();
+        promote(core, &vectors);
+        let now = Instant::now();
+        self.paused = now.checked_add(core.table.last_commit() * PAUSE);
+    }
+}
+
+/// The vectors that have a route, by GSI.
+#[derive(Default)]
+pub(crate) struct HotVectors {
+    by_gsi: BTreeMap<u32, Weak<Vector>>,
+    /// The GSI that was evicted last: the next one is behind it, so that all have their turn.
+    hand: u32,
+}
+
+impl HotVectors {
+    pub(super) fn insert(&mut self, gsi: &Gsi, vector: &Arc<Vector>) {
+        self.by_gsi.insert(gsi.number(), Arc::downgrade(vector));
+    }
+
+    pub(super) fn remove(&mut self, gsi: &Gsi) {
+        self.by_gsi.remove(&gsi.number());
+    }
+
+    fn next(&mut self) -> Option<Arc<Vector>> {
+        let behind = (Bound::Excluded(self.hand), Bound::Unbounded);
+        let (&gsi, vector) = self.by_gsi.range(behind).next().or_else(|| self.by_gsi.iter().next())?;
+        self.hand = gsi;
+        vector.upgrade()
+    }
+}
+
+/// Gives `vectors` a route each and attaches them, as far as they still want it: one commit, then the attaches. No lock is held
+/// across the commit; a vector whose message changes meanwhile stays cold.
+pub(super) fn promote(core: &Arc<Core>, vectors: &[Arc<Vector>]) {
+    let mut edit = Vec::with_capacity(vectors.len());
+    let mut newest = None;
+    for vector in vectors {
+        let Some(interrupt) = vector.candidate() else { continue };
+        let Some(gsi) = core.table.allocate().or_else(|| evict(core)) else {
+            Counters::count(&core.counters.shortages);
+            continue;
+        };
+        newest = newest.max(Some(gsi.put(interrupt)));
+        edit.push((vector, interrupt, gsi));
+    }
+    let Some(newest) = newest else { return };
+    if !core.publish(newest) {
+        return;
+    }
+    for (vector, interrupt, gsi) in edit {
+        if vector.promote(interrupt, gsi) {
+            Counters::count(&core.counters.promotions);
+        }
+    }
+}
+
+/// Takes another vector's GSI.
+fn evict(core: &Arc<Core>) -> Option<Gsi> {
+    let victim = core.hot.lock().next()?;
+    victim.detach(Event::Evict);
+    Counters::count(&core.counters.evictions);
+    core.table.allocate()
+}
+
+/// Does what programming or invalidating left to be done: on return the kernel delivers by no route that says something
+/// old.
+///
+/// What has no translation any more is detached first. What has another one is either brought up to date by one commit
+/// or detached, whichever is cheaper going by what the last commit and the last detach took: detached vectors are
+/// promoted again when they fire.
+pub(super) fn settle(core: &Arc<Core>, left: Vec<(Arc<Vector>, Reroute)>) {
+    let of_kind = |kind| left.iter().filter(move |left| left.1 == kind).map(|left| &left.0).collect::<Vec<_>>();
+    side_by_side(&of_kind(Reroute::Detach), |vector| vector.detach(Event::Forget));
+    let stale = of_kind(Reroute::Yes);
+    let count = u32::try_from(stale.len()).unwrap_or(u32::MAX);
+    if core.detach_cost.load().saturating_mul(count) < core.table.last_commit() {
+        side_by_side(&stale, |vector| vector.detach(Event::Evict));
+    } else if let Some(newest) = stale.iter().filter_map(|vector| vector.reroute()).max()
+        && !core.publish(newest)
+    {
+        side_by_side(&stale, |vector| vector.detach(Event::Forget));
+    }
+}
+
+/// Drops the cached translations that came from `entries`. On return no delivery uses them.
+///
+/// A translation that comes out the same costs no system call. Our own work grows with the vectors concerned only.
+pub(super) fn invalidate(core: &Arc<Core>, entries: &Entries) {
+    let remapper = core.translation.write();
+    let vectors = core.cookies.covered(entries);
+    let mut left = Vec::new();
+    for vector in vectors {
+        let reroute = vector.invalidate(&**remapper);
+        left.push((vector, reroute));
+    }
+    // Nobody translates by the old entries any more; the vectors are dropped, if we are their last, without the lock.
+    drop(remapper);
+    settle(core, left);
+}
+
+/// Does something to each of many vectors, from a few threads if they are many: all it takes is their own locks.
+pub(super) fn side_by_side<T: Sync>(items: &[T], act: impl Fn(&T) + Sync) {
+    if items.len() < MANY {
+        return items.iter().for_each(act);
+    }
+    thread::scope(|scope| {
+        for chunk in items.chunks(items.len().div_ceil(THREADS)) {
+            let act = &act;
+            scope.spawn(move || chunk.iter().for_each(act));
+        }
+    });
+}
