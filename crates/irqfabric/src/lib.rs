@@ -34,5 +34,6 @@ pub mod hv;
 pub mod line;
 pub mod memory;
 pub mod msg;
+pub mod pci;
 mod route;
 mod sync;

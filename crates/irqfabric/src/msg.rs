@@ -221,6 +221,19 @@ pub enum Acceptance {
     Refused,
 }
 
+/// Whether a message may be sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Masking {
+    /// It may.
+    #[default]
+    Unmasked,
+    /// It waits until it may again: pending.
+    Masked,
+    /// Its function is switched off: it is dropped.
+    Disabled,
+}
+
 /// Why a message is not an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAnInterrupt {
