@@ -164,7 +164,7 @@ fn the_pending_bits_are_asked_for_when_they_are_read() {
     let short = programmed().with_32_bit_address();
     assert_eq!(pending(&short, PENDING - 4, 4).0, [8, 0, 0, 0]);
     let plain = Msi::new(4).unwrap().without_masking();
-    assert_eq!(pending(&plain, 0, 24).1, []);
+    assert!(pending(&plain, 0, 24).1.is_empty());
 }
 
 #[test]
