@@ -17,7 +17,9 @@
 //! | [`msg`] | messages and what they ask for, in their own types |
 //! | [`mod@line`] | a wire with any number of sources; what it ends in |
 //! | [`chip`] | IOAPIC and local APIC: register-exact state machines without I/O |
+//! | [`pci`] | MSI, MSI-X and INTx: what a guest programs of a PCI function, as state machines |
 //! | [`memory`] | the guest's memory, in two methods |
+//! | [`remap`] | the contract to interrupt remapping |
 //! | [`hv`] | the contract to a hypervisor; KVM, and a simulated machine |
 //! | [`fabric`] | the parts put together for one virtual machine |
 //!
@@ -34,6 +36,7 @@ pub mod hv;
 pub mod line;
 pub mod memory;
 pub mod msg;
+pub mod pci;
 pub mod remap;
 mod route;
 mod sync;
