@@ -9,7 +9,7 @@
 //!
 //! | for | modules |
 //! | --- | --- |
-//! | `/dev/kvm` in L1 | `kvm-amd` (with `kvm`, `irqbypass`, `ccp`…) |
+//! | `/dev/kvm` in L1 | `kvm-amd` (after `irqbypass`, `kvm`) |
 //! | disks of L2 on virtio-mmio, by ACPI `LNRO0005` | `virtio_mmio`, `virtio_blk` |
 //! | disks of L2 on virtio-pci | `virtio_blk` |
 
