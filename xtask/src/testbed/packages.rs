@@ -63,6 +63,7 @@ impl Testbed {
         let mut apt = None;
         let missing = missing_tools();
         if !missing.is_empty() {
+            only_root(&missing)?;
             install(apt.insert(Apt::open(&cache, live)?), &missing)?;
         }
         let folder = cache.join("guest");
@@ -123,16 +124,21 @@ fn qemu_version() -> Option<u32> {
         .ok()
 }
 
-fn install(apt: &Apt, missing: &[&str]) -> Result<()> {
-    let list = missing.join(", ");
-    if !rustix::process::geteuid().is_root() {
-        bail!(Unavailable {
-            reason: format!(
-                "not installed here, or too old: {list}; only root can install packages"
-            ),
-            enable: "sudo env \"PATH=$PATH\" cargo xtask testbed prepare".into(),
-        });
+/// Said before anything is fetched in vain.
+fn only_root(missing: &[&str]) -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
     }
+    bail!(Unavailable {
+        reason: format!(
+            "not installed here, or too old: {}; only root can install packages",
+            missing.join(", ")
+        ),
+        enable: "sudo env \"PATH=$PATH\" cargo xtask testbed prepare".into(),
+    })
+}
+
+fn install(apt: &Apt, missing: &[&str]) -> Result<()> {
     let newest = apt.newest(missing.first().context("nothing is missing")?)?;
     apt.install(missing, &newest.suite)?;
     match qemu_version() {
