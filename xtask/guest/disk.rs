@@ -28,9 +28,7 @@ pub fn fill(file: &str, bytes: u64, seed: u64) -> Result<String, String> {
         out.flush()
     };
     write().map_err(|error| format!("{file}: {error}"))?;
-    Ok(format!(
-        "{{\"filled\":{file:?},\"bytes\":{bytes},\"seed\":{seed}}}"
-    ))
+    Ok(format!("{{\"filled\":{file:?},\"bytes\":{bytes},\"seed\":{seed}}}"))
 }
 
 pub fn verify(disk: &str) -> Result<String, String> {
@@ -40,10 +38,7 @@ pub fn verify(disk: &str) -> Result<String, String> {
         blocks += 1;
     }
     let bytes = blocks * BLOCK as u64;
-    Ok(format!(
-        "{{\"verified\":{disk:?},\"bytes\":{bytes},\"seed\":{}}}",
-        reader.seed
-    ))
+    Ok(format!("{{\"verified\":{disk:?},\"bytes\":{bytes},\"seed\":{}}}", reader.seed))
 }
 
 /// Reads a disk from its beginning to its end, and checks what it reads.
@@ -62,31 +57,18 @@ impl Reader {
             .custom_flags(O_DIRECT)
             .open(name)
             .map_err(|error| format!("{name}: {error}"))?;
-        Ok(Self {
-            name: name.into(),
-            file,
-            buffer: Box::new(Block([0; BLOCK])),
-            block: 0,
-            seed: 0,
-        })
+        Ok(Self { name: name.into(), file, buffer: Box::new(Block([0; BLOCK])), block: 0, seed: 0 })
     }
 
     /// Reads and checks the next block; `false` at the end of the disk.
     pub fn next(&mut self) -> Result<bool, String> {
         let name = &self.name;
         let buffer = &mut self.buffer.0;
-        match self
-            .file
-            .read(buffer)
-            .map_err(|error| format!("{name}: {error}"))?
-        {
+        match self.file.read(buffer).map_err(|error| format!("{name}: {error}"))? {
             0 => return Ok(false),
             BLOCK => {}
             short => {
-                return Err(format!(
-                    "{name}: block {} is only {short} bytes long",
-                    self.block
-                ));
+                return Err(format!("{name}: block {} is only {short} bytes long", self.block));
             }
         }
         for (index, bytes) in buffer.chunks_exact(8).enumerate() {
@@ -97,9 +79,7 @@ impl Reader {
             }
             let expected = pattern(self.seed, word);
             if seen != expected {
-                return Err(format!(
-                    "{name}: word {word} is {seen:#x}, expected {expected:#x}"
-                ));
+                return Err(format!("{name}: word {word} is {seen:#x}, expected {expected:#x}"));
             }
         }
         self.block += 1;
@@ -108,9 +88,7 @@ impl Reader {
 
     pub fn rewind(&mut self) -> Result<(), String> {
         self.block = 0;
-        self.file
-            .rewind()
-            .map_err(|error| format!("{}: {error}", self.name))
+        self.file.rewind().map_err(|error| format!("{}: {error}", self.name))
     }
 }
 

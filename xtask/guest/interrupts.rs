@@ -25,10 +25,7 @@ impl Row {
 
 /// All lines that belong to a numbered interrupt; `NMI`, `LOC` and the like are left out.
 pub fn parse(text: &str) -> Vec<Row> {
-    let cpus = text
-        .lines()
-        .next()
-        .map_or(0, |header| header.matches("CPU").count());
+    let cpus = text.lines().next().map_or(0, |header| header.matches("CPU").count());
     text.lines().filter_map(|line| row(line, cpus)).collect()
 }
 
@@ -36,24 +33,14 @@ fn row(line: &str, cpus: usize) -> Option<Row> {
     let (irq, rest) = line.split_once(':')?;
     let irq = irq.trim().parse().ok()?;
     let mut words = rest.split_whitespace();
-    let counts: Vec<u64> = words
-        .by_ref()
-        .take(cpus)
-        .map_while(|word| word.parse().ok())
-        .collect();
+    let counts: Vec<u64> = words.by_ref().take(cpus).map_while(|word| word.parse().ok()).collect();
     if counts.len() != cpus {
         return None;
     }
     let chip = words.next()?.to_owned();
     let pin = words.next().unwrap_or_default().to_owned();
     let action = words.collect::<Vec<_>>().join(" ");
-    Some(Row {
-        irq,
-        counts,
-        chip,
-        pin,
-        action,
-    })
+    Some(Row { irq, counts, chip, pin, action })
 }
 
 #[cfg(test)]
@@ -69,10 +56,7 @@ mod tests {
              NMI:          0          0   Non-maskable interrupts\n",
         );
         assert_eq!(rows.len(), 2);
-        assert_eq!(
-            (rows[0].irq, &rows[0].counts[..], rows[0].pin.as_str()),
-            (4, &[100, 2][..], "4-edge")
-        );
+        assert_eq!((rows[0].irq, &rows[0].counts[..], rows[0].pin.as_str()), (4, &[100, 2][..], "4-edge"));
         assert!(rows[1].has_action("virtio7") && !rows[1].has_action("virtio"));
         assert_eq!(rows[1].counts, [0, 33]);
     }

@@ -21,11 +21,8 @@ unsafe extern "C" {
 }
 
 pub fn capabilities() -> Result<String, String> {
-    let kvm = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .map_err(|error| format!("/dev/kvm: {error}"))?;
+    let kvm =
+        OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|error| format!("/dev/kvm: {error}"))?;
     let vendor = ["kvm_amd", "kvm_intel"]
         .into_iter()
         .find(|module| std::path::Path::new("/sys/module").join(module).exists())
@@ -35,8 +32,5 @@ pub fn capabilities() -> Result<String, String> {
         let value = unsafe { ioctl(kvm.as_raw_fd(), KVM_CHECK_EXTENSION, number) };
         format!("\"{name}\":{value}")
     });
-    Ok(format!(
-        "{{\"vendor\":{vendor:?},{}}}",
-        capabilities.join(",")
-    ))
+    Ok(format!("{{\"vendor\":{vendor:?},{}}}", capabilities.join(",")))
 }

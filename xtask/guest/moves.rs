@@ -51,15 +51,10 @@ pub fn run(moves: u64, seconds: u64, disk: &str, edge: Option<&str>) -> Result<S
         }
         let result = move_all(&mut wires, cpus, moves, deadline, &load);
         load.stop.store(true, Ordering::Relaxed);
-        let read = reader
-            .join()
-            .map_err(|_| "the reading thread panicked".to_owned())?;
+        let read = reader.join().map_err(|_| "the reading thread panicked".to_owned())?;
         result.and(read)
     })?;
-    let mut json = format!(
-        "{{\"cpus\":{cpus},\"blocks_read\":{}",
-        load.blocks.into_inner()
-    );
+    let mut json = format!("{{\"cpus\":{cpus},\"blocks_read\":{}", load.blocks.into_inner());
     for (kind, wire) in ["level", "edge"].into_iter().zip(&wires) {
         let total = wire.counts()?.iter().sum::<u64>();
         json += &format!(
@@ -71,13 +66,7 @@ pub fn run(moves: u64, seconds: u64, disk: &str, edge: Option<&str>) -> Result<S
 }
 
 /// Moves each wire in turn until each was moved `moves` times or the time is up.
-fn move_all(
-    wires: &mut [Wire],
-    cpus: usize,
-    moves: u64,
-    deadline: Instant,
-    load: &Load,
-) -> Result<(), String> {
+fn move_all(wires: &mut [Wire], cpus: usize, moves: u64, deadline: Instant, load: &Load) -> Result<(), String> {
     for _ in 0..moves {
         for wire in &mut *wires {
             if load.failed.load(Ordering::Relaxed) || Instant::now() > deadline {
@@ -98,35 +87,20 @@ impl Wire {
             .find(|row| row.has_action(action))
             .ok_or_else(|| format!("/proc/interrupts has no line for {action}:\n{table}"))?;
         let cpu = effective_cpu(irq)?.ok_or_else(|| format!("{action} has more than one CPU"))?;
-        Ok(Self {
-            name: action.into(),
-            irq,
-            stragglers_allowed,
-            cpu,
-            moves: 0,
-            stragglers: 0,
-        })
+        Ok(Self { name: action.into(), irq, stragglers_allowed, cpu, moves: 0, stragglers: 0 })
     }
 
     fn move_to(&mut self, new: usize) -> Result<(), String> {
         let old = self.cpu;
         let path = format!("/proc/irq/{}/smp_affinity_list", self.irq);
         fs::write(&path, new.to_string()).map_err(|error| format!("{path}: {error}"))?;
-        self.wait("effective_affinity to show the new CPU", new, |wire| {
-            Ok(effective_cpu(wire.irq)? == Some(new))
-        })?;
+        self.wait("effective_affinity to show the new CPU", new, |wire| Ok(effective_cpu(wire.irq)? == Some(new)))?;
         let before = self.counts()?;
-        self.wait("interrupts on the new CPU", new, |wire| {
-            Ok(wire.counts()?[new] >= before[new] + ARRIVALS)
-        })?;
+        self.wait("interrupts on the new CPU", new, |wire| Ok(wire.counts()?[new] >= before[new] + ARRIVALS))?;
         let after = self.counts()?;
         for cpu in (0..before.len()).filter(|&cpu| cpu != new) {
             let stragglers = after[cpu] - before[cpu];
-            let allowed = if cpu == old {
-                self.stragglers_allowed
-            } else {
-                0
-            };
+            let allowed = if cpu == old { self.stragglers_allowed } else { 0 };
             if stragglers > allowed {
                 return Err(format!(
                     "{}: after move {} (CPU {old} to {new}), CPU {cpu} took {stragglers} more interrupts, \
@@ -141,12 +115,7 @@ impl Wire {
         Ok(())
     }
 
-    fn wait(
-        &self,
-        what: &str,
-        new: usize,
-        done: impl Fn(&Self) -> Result<bool, String>,
-    ) -> Result<(), String> {
+    fn wait(&self, what: &str, new: usize, done: impl Fn(&Self) -> Result<bool, String>) -> Result<(), String> {
         let start = Instant::now();
         while !done(self)? {
             if start.elapsed() > PATIENCE {
@@ -167,10 +136,7 @@ impl Wire {
     fn counts(&self) -> Result<Vec<u64>, String> {
         let path = format!("/sys/kernel/irq/{}/per_cpu_count", self.irq);
         let text = read(&path)?;
-        text.trim()
-            .split(',')
-            .map(|count| count.parse().map_err(|_| format!("{path}: {text:?}")))
-            .collect()
+        text.trim().split(',').map(|count| count.parse().map_err(|_| format!("{path}: {text:?}"))).collect()
     }
 }
 
@@ -211,10 +177,7 @@ impl Load {
 
 /// The one CPU that the interrupt goes to now.
 fn effective_cpu(irq: u32) -> Result<Option<usize>, String> {
-    Ok(read(&format!("/proc/irq/{irq}/effective_affinity_list"))?
-        .trim()
-        .parse()
-        .ok())
+    Ok(read(&format!("/proc/irq/{irq}/effective_affinity_list"))?.trim().parse().ok())
 }
 
 /// The virtio device behind a disk: `/sys/block/vda/device` links to `…/virtio3`.
@@ -222,18 +185,13 @@ fn device_of(disk: &str) -> Result<String, String> {
     let name = disk.trim_start_matches("/dev/");
     let link = format!("/sys/block/{name}/device");
     let target = fs::read_link(&link).map_err(|error| format!("{link}: {error}"))?;
-    let device = target
-        .file_name()
-        .ok_or_else(|| format!("{link} names no device"))?;
+    let device = target.file_name().ok_or_else(|| format!("{link} names no device"))?;
     Ok(device.to_string_lossy().into_owned())
 }
 
 fn cpus() -> Result<usize, String> {
     let table = read("/proc/interrupts")?;
-    Ok(table
-        .lines()
-        .next()
-        .map_or(0, |header| header.matches("CPU").count()))
+    Ok(table.lines().next().map_or(0, |header| header.matches("CPU").count()))
 }
 
 fn read(path: &str) -> Result<String, String> {

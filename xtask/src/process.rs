@@ -10,8 +10,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Mutex;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,11 @@ static GROUPS: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 /// The exit status of a process ended by SIGINT, as shells give it.
 const INTERRUPTED: i32 = 130;
+
+fn groups() -> MutexGuard<'static, Vec<Pid>> {
+    // A list of numbers is whole whatever panicked meanwhile.
+    GROUPS.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
 
 /// How a child ended.
 #[derive(Debug)]
@@ -46,11 +51,9 @@ impl std::fmt::Display for End {
 /// Makes ctrl-C, SIGTERM and SIGHUP end all children before us.
 pub fn install_interrupt_handler() -> Result<()> {
     ctrlc::set_handler(|| {
-        for group in GROUPS
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .drain(..)
-        {
+        // Held until the end, so that no child starts any more.
+        let groups = groups();
+        for &group in &*groups {
             _ = kill_process_group(group, Signal::KILL);
         }
         eprintln!("\ninterrupted");
@@ -74,12 +77,9 @@ pub fn run(mut command: Command, log: &Path, live: &Live, limit: Option<Duration
         .open(log)
         .with_context(|| format!("cannot write the log {}", log.display()))?;
     let started = Instant::now();
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot start {program}"))?;
+    let (mut child, group) = Group::spawn(&mut command).with_context(|| format!("cannot start {program}"))?;
     // The command holds the pipe's writing end: without this the reader below would never see its end.
     drop(command);
-    let group = Group::register(Pid::from_child(&child));
 
     let show = live.clone();
     let reader = thread::spawn(move || -> std::io::Result<()> {
@@ -90,20 +90,13 @@ pub fn run(mut command: Command, log: &Path, live: &Live, limit: Option<Duration
                 return Ok(());
             }
             // Guests send NULs to keep a UART busy (`guest/moves.rs`). Nobody wants to see them.
-            let bytes: Vec<u8> = buffer[..length]
-                .iter()
-                .copied()
-                .filter(|&byte| byte != 0)
-                .collect();
+            let bytes: Vec<u8> = buffer[..length].iter().copied().filter(|&byte| byte != 0).collect();
             log.write_all(&bytes)?;
             show.output(&bytes);
         }
     });
     let end = loop {
-        if let Some(status) = child
-            .try_wait()
-            .with_context(|| format!("cannot wait for {program}"))?
-        {
+        if let Some(status) = child.try_wait().with_context(|| format!("cannot wait for {program}"))? {
             break End::Exited(status);
         }
         if let Some(limit) = limit.filter(|&limit| started.elapsed() > limit) {
@@ -126,12 +119,13 @@ pub fn run(mut command: Command, log: &Path, live: &Live, limit: Option<Duration
 struct Group(Pid);
 
 impl Group {
-    fn register(leader: Pid) -> Self {
-        GROUPS
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .push(leader);
-        Self(leader)
+    /// Starts the leader; ctrl-C comes before it or finds it registered.
+    fn spawn(command: &mut Command) -> std::io::Result<(Child, Self)> {
+        let mut groups = groups();
+        let child = command.spawn()?;
+        let leader = Pid::from_child(&child);
+        groups.push(leader);
+        Ok((child, Self(leader)))
     }
 
     fn kill(&self) {
@@ -141,9 +135,6 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        GROUPS
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .retain(|&group| group != self.0);
+        groups().retain(|&group| group != self.0);
     }
 }

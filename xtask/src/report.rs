@@ -38,9 +38,7 @@ impl Live {
         }
         // indicatif draws nothing when standard error is no terminal.
         let bar = ProgressBar::new_spinner().with_prefix(name.to_owned());
-        if let Ok(style) =
-            ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg:.dim}")
-        {
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg:.dim}") {
             bar.set_style(style);
         }
         bar.enable_steady_tick(Duration::from_millis(120));
@@ -81,26 +79,13 @@ pub struct Report(Vec<(String, Outcome, Duration)>);
 
 impl Report {
     /// Runs one step, prints how it ended, and keeps it for the table. `rerun` is the command for just this one.
-    pub fn step(
-        &mut self,
-        name: &str,
-        rerun: &str,
-        stream: bool,
-        work: impl FnOnce(&Live) -> Outcome,
-    ) {
+    pub fn step(&mut self, name: &str, rerun: &str, stream: bool, work: impl FnOnce(&Live) -> Outcome) {
         let started = Instant::now();
         let live = Live::start(name, stream);
         let outcome = work(&live);
         live.finish();
         let took = started.elapsed();
-        println!(
-            "{}",
-            Line {
-                name,
-                outcome: &outcome,
-                took
-            }
-        );
+        println!("{}", Line { name, outcome: &outcome, took });
         match &outcome {
             Outcome::Passed => {}
             Outcome::Failed(why) => {
@@ -120,21 +105,9 @@ impl Report {
     pub fn conclude(&self) -> bool {
         println!("\n{:<36} {:<8} {:>9}", "step", "result", "seconds");
         for (name, outcome, took) in &self.0 {
-            println!(
-                "{}",
-                Line {
-                    name,
-                    outcome,
-                    took: *took
-                }
-            );
+            println!("{}", Line { name, outcome, took: *took });
         }
-        let count = |wanted: fn(&Outcome) -> bool| {
-            self.0
-                .iter()
-                .filter(|(_, outcome, _)| wanted(outcome))
-                .count()
-        };
+        let count = |wanted: fn(&Outcome) -> bool| self.0.iter().filter(|(_, outcome, _)| wanted(outcome)).count();
         let passed = count(|outcome| matches!(outcome, Outcome::Passed));
         let failed = count(|outcome| matches!(outcome, Outcome::Failed(_)));
         let skipped = count(|outcome| matches!(outcome, Outcome::Skipped(_)));
@@ -156,12 +129,7 @@ impl fmt::Display for Line<'_> {
             Outcome::Failed(_) => "FAILED",
             Outcome::Skipped(_) => "SKIPPED",
         };
-        write!(
-            f,
-            "{:<36} {result:<8} {:>9.1}",
-            self.name,
-            self.took.as_secs_f64()
-        )
+        write!(f, "{:<36} {result:<8} {:>9.1}", self.name, self.took.as_secs_f64())
     }
 }
 

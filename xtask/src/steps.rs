@@ -25,44 +25,17 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 
 pub fn all() -> Vec<Step> {
     vec![
-        Step {
-            name: "fmt",
-            work: |live| cargo("fmt", live, &[&["fmt", "--all", "--check"]]),
-        },
-        Step {
-            name: "clippy",
-            work: clippy,
-        },
-        Step {
-            name: "unit",
-            work: |live| cargo("unit", live, &[&["test", "--workspace", "--all-features"]]),
-        },
-        Step {
-            name: "docs",
-            work: docs,
-        },
-        Step {
-            name: "run-kvm",
-            work: run_on_kvm,
-        },
-        Step {
-            name: "run-sim",
-            work: |live| cargo("run-sim", live, &[&SIM, &SIM]),
-        },
+        Step { name: "fmt", work: |live| cargo("fmt", live, &[&["fmt", "--all", "--check"]]) },
+        Step { name: "clippy", work: clippy },
+        Step { name: "unit", work: |live| cargo("unit", live, &[&["test", "--workspace", "--all-features"]]) },
+        Step { name: "docs", work: docs },
+        Step { name: "run-kvm", work: run_on_kvm },
+        Step { name: "run-sim", work: |live| cargo("run-sim", live, &[&SIM, &SIM]) },
     ]
 }
 
 const KVM: [&str; 6] = ["run", "--release", "--", "run", "--count", "100000"];
-const SIM: [&str; 8] = [
-    "run",
-    "--release",
-    "--",
-    "run",
-    "--count",
-    "100000",
-    "--backend",
-    "sim",
-];
+const SIM: [&str; 8] = ["run", "--release", "--", "run", "--count", "100000", "--backend", "sim"];
 
 /// Everything at once, then the library with each of its features alone: a feature that only builds next to
 /// another is a broken feature.
@@ -75,11 +48,7 @@ fn clippy(live: &Live) -> Outcome {
     let mut runs = vec![["clippy", "--workspace", "--all-targets", "--all-features"].to_vec()];
     let alone = ["clippy", "--package", "irqfabric", "--no-default-features"];
     runs.push(alone.to_vec());
-    runs.extend(
-        features
-            .iter()
-            .map(|feature| [&alone[..], &["--features", feature]].concat()),
-    );
+    runs.extend(features.iter().map(|feature| [&alone[..], &["--features", feature]].concat()));
     for run in &mut runs {
         run.extend(deny);
     }
@@ -133,26 +102,16 @@ fn try_commands(step: &str, live: &Live, list: Vec<Command>) -> Result<()> {
         let end = process::run(command, &log, live, Some(LIMIT))?;
         if !end.is_success() {
             let output = fs::read(&log).unwrap_or_default();
-            let output =
-                String::from_utf8_lossy(output.get(before..).unwrap_or_default()).into_owned();
-            bail!(
-                "{shown}: {end}\n{}\nall of it: {}",
-                tail(&output, TAIL),
-                workspace::shown(&log)
-            );
+            let output = String::from_utf8_lossy(output.get(before..).unwrap_or_default()).into_owned();
+            bail!("{shown}: {end}\n{}\nall of it: {}", tail(&output, TAIL), workspace::shown(&log));
         }
     }
     Ok(())
 }
 
 fn shown(command: &Command) -> String {
-    let args = command
-        .get_args()
-        .map(|arg| arg.to_string_lossy().into_owned());
-    std::iter::once("cargo".to_owned())
-        .chain(args)
-        .collect::<Vec<_>>()
-        .join(" ")
+    let args = command.get_args().map(|arg| arg.to_string_lossy().into_owned());
+    std::iter::once("cargo".to_owned()).chain(args).collect::<Vec<_>>().join(" ")
 }
 
 fn features_of(package: &str) -> Result<Vec<String>> {
@@ -161,13 +120,9 @@ fn features_of(package: &str) -> Result<Vec<String>> {
         .output()
         .context("cannot run cargo metadata")?;
     if !output.status.success() {
-        bail!(
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let metadata: serde_json::Value =
-        serde_json::from_slice(&output.stdout).context("cargo metadata: no JSON")?;
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata: no JSON")?;
     let features = metadata["packages"]
         .as_array()
         .into_iter()
@@ -175,9 +130,5 @@ fn features_of(package: &str) -> Result<Vec<String>> {
         .find(|candidate| candidate["name"] == package)
         .and_then(|package| package["features"].as_object())
         .with_context(|| format!("the workspace has no package {package}"))?;
-    Ok(features
-        .keys()
-        .filter(|feature| *feature != "default")
-        .cloned()
-        .collect())
+    Ok(features.keys().filter(|feature| *feature != "default").cloned().collect())
 }

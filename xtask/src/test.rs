@@ -32,50 +32,28 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let steps = steps::all();
     let scenarios = scenarios::all(Scale::Quick);
-    let names: Vec<&str> = steps
-        .iter()
-        .map(|step| step.name)
-        .chain(scenarios.iter().map(|scenario| scenario.name.as_str()))
-        .collect();
+    let names: Vec<&str> =
+        steps.iter().map(|step| step.name).chain(scenarios.iter().map(|scenario| scenario.name.as_str())).collect();
     if args.list {
         names.iter().for_each(|name| println!("{name}"));
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(unknown) = args
-        .only
-        .iter()
-        .find(|only| *only != "testbed" && !names.contains(&only.as_str()))
-    {
-        bail!(
-            "there is no step {unknown:?}; the steps are: {}, testbed",
-            names.join(", ")
-        );
+    if let Some(unknown) = args.only.iter().find(|only| *only != "testbed" && !names.contains(&only.as_str())) {
+        bail!("there is no step {unknown:?}; the steps are: {}, testbed", names.join(", "));
     }
-    let wanted = |name: &str, group: &str| {
-        args.only.is_empty() || args.only.iter().any(|only| only == name || only == group)
-    };
+    let wanted =
+        |name: &str, group: &str| args.only.is_empty() || args.only.iter().any(|only| only == name || only == group);
     let stream = args.verbose || is_ci();
     let mut report = Report::default();
     for Step { name, work } in steps.iter().filter(|step| wanted(step.name, "")) {
-        report.step(
-            name,
-            &format!("cargo xtask test --only {name}"),
-            stream,
-            work,
-        );
+        report.step(name, &format!("cargo xtask test --only {name}"), stream, work);
     }
-    let scenarios: Vec<_> = scenarios
-        .into_iter()
-        .filter(|scenario| !args.skip_testbed && wanted(&scenario.name, "testbed"))
-        .collect();
+    let scenarios: Vec<_> =
+        scenarios.into_iter().filter(|scenario| !args.skip_testbed && wanted(&scenario.name, "testbed")).collect();
     if !scenarios.is_empty() {
         testbed::run::scenarios(&scenarios, &mut report, stream);
     }
-    Ok(if report.conclude() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if report.conclude() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Continuous integration: nobody watches a spinner there, and the output is the log.

@@ -10,10 +10,7 @@ pub const CACHE_VARIABLE: &str = "IRQFABRIC_TESTBED_CACHE";
 
 /// The root of the workspace that this binary was built from.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("..")
-        .canonicalize()
-        .unwrap_or_else(|_| "..".into())
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap_or_else(|_| "..".into())
 }
 
 /// Logs of steps and consoles of scenarios.
@@ -23,8 +20,7 @@ pub fn logs() -> Result<PathBuf> {
 
 /// What the testbed has downloaded and made; survives `cargo clean`.
 pub fn cache() -> Result<PathBuf> {
-    let folder =
-        std::env::var_os(CACHE_VARIABLE).map_or_else(|| root().join(".testbed"), PathBuf::from);
+    let folder = std::env::var_os(CACHE_VARIABLE).map_or_else(|| root().join(".testbed"), PathBuf::from);
     make(std::path::absolute(&folder).unwrap_or(folder))
 }
 
@@ -47,15 +43,11 @@ pub fn tool(variable: &str, name: &str) -> OsString {
 }
 
 pub fn make(folder: PathBuf) -> Result<PathBuf> {
-    std::fs::create_dir_all(&folder)
-        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
     Ok(folder)
 }
 
 /// The path as seen from the workspace's root, for messages.
 pub fn shown(path: &Path) -> String {
-    path.strip_prefix(root())
-        .unwrap_or(path)
-        .display()
-        .to_string()
+    path.strip_prefix(root()).unwrap_or(path).display().to_string()
 }

@@ -26,10 +26,7 @@ impl Evidence {
             Some(0) => Ok(()),
             Some(status) => {
                 let errors = self.text("stderr").unwrap_or_default();
-                bail!(
-                    "the test in L1 ended with status {status}, expected 0\n{}",
-                    tail(&errors, 15)
-                )
+                bail!("the test in L1 ended with status {status}, expected 0\n{}", tail(&errors, 15))
             }
             None => {
                 bail!("L1 gave no verdict: it crashed or stopped before the line `RESULT rc=…`")
@@ -39,24 +36,17 @@ impl Evidence {
 
     /// The last one, should a guest have printed something alike.
     fn verdict(&self) -> Option<i32> {
-        self.console
-            .lines()
-            .rev()
-            .find_map(|line| line.strip_prefix("RESULT rc=")?.trim().parse().ok())
+        self.console.lines().rev().find_map(|line| line.strip_prefix("RESULT rc=")?.trim().parse().ok())
     }
 
     pub fn text(&self, name: &str) -> Result<String> {
-        let bytes = self
-            .files
-            .get(name)
-            .with_context(|| format!("L1 sent no file {name} back"))?;
+        let bytes = self.files.get(name).with_context(|| format!("L1 sent no file {name} back"))?;
         Ok(String::from_utf8_lossy(bytes).replace(['\r', '\0'], ""))
     }
 
     pub fn json<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<T> {
         let text = self.text(name)?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("{name} is not as expected: {}", tail(&text, 5)))
+        serde_json::from_str(&text).with_context(|| format!("{name} is not as expected: {}", tail(&text, 5)))
     }
 }
 
@@ -66,10 +56,7 @@ pub struct Console(pub String);
 impl Console {
     /// Linux came up, ran its test to the end and powered off.
     pub fn reached_the_end(&self) -> Result<()> {
-        for (line, meaning) in [
-            ("L2 userspace", "Linux to reach userspace"),
-            ("L2 done", "the test to end"),
-        ] {
+        for (line, meaning) in [("L2 userspace", "Linux to reach userspace"), ("L2 done", "the test to end")] {
             ensure!(
                 self.0.lines().any(|seen| seen.starts_with(line)),
                 "expected {meaning}; the guest's console ends:\n{}",
@@ -80,17 +67,9 @@ impl Console {
     }
 
     pub fn section(&self, name: &str) -> Result<&str> {
-        let (begin, end) = (
-            format!("-----BEGIN {name}-----\n"),
-            format!("-----END {name}-----"),
-        );
-        let inside = self
-            .0
-            .split_once(&begin)
-            .and_then(|(_, rest)| rest.split_once(&end));
-        Ok(inside
-            .with_context(|| format!("the guest printed no section {name:?}"))?
-            .0)
+        let (begin, end) = (format!("-----BEGIN {name}-----\n"), format!("-----END {name}-----"));
+        let inside = self.0.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end));
+        Ok(inside.with_context(|| format!("the guest printed no section {name:?}"))?.0)
     }
 
     pub fn interrupts(&self) -> Result<Vec<Row>> {
@@ -101,11 +80,7 @@ impl Console {
 
     /// The answers of `guest-probe` in this section; an error if one of them is.
     pub fn probes<T: for<'a> Deserialize<'a>>(&self, section: &str) -> Result<Vec<T>> {
-        self.section(section)?
-            .lines()
-            .filter_map(|line| line.strip_prefix("PROBE "))
-            .map(|json| probe(json))
-            .collect()
+        self.section(section)?.lines().filter_map(|line| line.strip_prefix("PROBE ")).map(|json| probe(json)).collect()
     }
 }
 

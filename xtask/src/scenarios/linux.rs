@@ -21,25 +21,18 @@ dmesg | grep -F 'IOAPIC[' | section ioapics
 ";
 
 pub fn print_interrupts() -> Linux {
-    Linux {
-        test: PRINT_INTERRUPTS.into(),
-    }
+    Linux { test: PRINT_INTERRUPTS.into() }
 }
 
 /// Run in L1: disks with known content, then one boot. Its console is streamed and kept.
 pub fn boot_script(vcpus: u32, disks: u32, arguments: &[String]) -> String {
-    let arguments: String = arguments
-        .iter()
-        .map(|argument| format!(" {}", quoted(argument)))
-        .collect();
+    let arguments: String = arguments.iter().map(|argument| format!(" {}", quoted(argument))).collect();
     boot(vcpus, disks, &arguments, "")
 }
 
 /// `tag` tells the files of several boots apart.
 fn boot(vcpus: u32, disks: u32, arguments: &str, tag: &str) -> String {
-    let options: String = (0..disks)
-        .map(|disk| format!(" --disk /tmp/disk{disk}"))
-        .collect();
+    let options: String = (0..disks).map(|disk| format!(" --disk /tmp/disk{disk}")).collect();
     let append = crate::testbed::KERNEL_ARGUMENTS;
     let last = i64::from(disks) - 1;
     format!(
@@ -87,8 +80,7 @@ pub fn thirty_disks() -> Scenario {
 pub fn same_as_kernel_irqchip() -> Scenario {
     // Linux may find two requests done with one interrupt; the test reads one block at a time, so seldom.
     const TOLERANCE: u64 = 16;
-    let script =
-        boot(1, 2, " --irqchip kernel", "-kernel") + &boot(1, 2, " --irqchip split", "-split");
+    let script = boot(1, 2, " --irqchip kernel", "-kernel") + &boot(1, 2, " --irqchip split", "-split");
     Scenario {
         name: "linux-kernel-irqchip".into(),
         proves: "the same guest counts the same interrupts on our IOAPIC and on KVM's".into(),
@@ -98,14 +90,8 @@ pub fn same_as_kernel_irqchip() -> Scenario {
             let [kernel, split] = ["-kernel", "-split"].map(|tag| judge_boot(evidence, tag, 2));
             let (kernel, split) = (disk_counts(&kernel?)?, disk_counts(&split?)?);
             let close = kernel.len() == split.len()
-                && kernel
-                    .iter()
-                    .zip(&split)
-                    .all(|(kernel, split)| kernel.abs_diff(*split) <= TOLERANCE);
-            ensure!(
-                close,
-                "interrupts of the disks: {kernel:?} on KVM's IOAPIC, {split:?} on ours"
-            );
+                && kernel.iter().zip(&split).all(|(kernel, split)| kernel.abs_diff(*split) <= TOLERANCE);
+            ensure!(close, "interrupts of the disks: {kernel:?} on KVM's IOAPIC, {split:?} on ours");
             Ok(())
         }),
     }
@@ -114,14 +100,9 @@ pub fn same_as_kernel_irqchip() -> Scenario {
 pub fn reference() -> Scenario {
     Scenario {
         name: "reference-linux".into(),
-        proves: "the guest test and its judge are right: they accept QEMU's own disks and IOAPICs"
-            .into(),
+        proves: "the guest test and its judge are right: they accept QEMU's own disks and IOAPICs".into(),
         limit: ONE_BOOT,
-        machine: Machine::Reference {
-            linux: print_interrupts(),
-            cpus: 2,
-            disks: 4,
-        },
+        machine: Machine::Reference { linux: print_interrupts(), cpus: 2, disks: 4 },
         judge: Box::new(|evidence| {
             let console = Console(evidence.console.clone());
             judge_guest(&console, 4)?;
@@ -131,11 +112,7 @@ pub fn reference() -> Scenario {
 }
 
 fn l1(script: String) -> Machine {
-    Machine::L1 {
-        script,
-        product: true,
-        linux: Some(print_interrupts()),
-    }
+    Machine::L1 { script, product: true, linux: Some(print_interrupts()) }
 }
 
 /// What the guest saw is right, and is what the report says.
@@ -168,10 +145,7 @@ fn judge_boot(evidence: &Evidence, tag: &str, disks: u32) -> Result<Console> {
 fn judge_guest(console: &Console, disks: u32) -> Result<()> {
     console.reached_the_end()?;
     let rows = console.interrupts()?;
-    let serial = rows
-        .iter()
-        .find(|row| row.has_action("ttyS0"))
-        .context("/proc/interrupts has no ttyS0")?;
+    let serial = rows.iter().find(|row| row.has_action("ttyS0")).context("/proc/interrupts has no ttyS0")?;
     ensure!(
         serial.chip == "IO-APIC" && serial.pin == SERIAL_PIN,
         "expected ttyS0 on IO-APIC {SERIAL_PIN}, saw {} {}",
@@ -181,11 +155,7 @@ fn judge_guest(console: &Console, disks: u32) -> Result<()> {
     let devices = devices(console)?;
     let mut seeds: Vec<u32> = devices.iter().map(|(seed, _)| *seed).collect();
     seeds.sort_unstable();
-    ensure!(
-        seeds.iter().copied().eq(0..disks),
-        "expected to read disks 0 to {}, read {seeds:?}",
-        disks - 1
-    );
+    ensure!(seeds.iter().copied().eq(0..disks), "expected to read disks 0 to {}, read {seeds:?}", disks - 1);
     for (seed, device) in devices {
         let row = rows.iter().find(|row| row.has_action(&device));
         let row = row.with_context(|| format!("/proc/interrupts has no {device} (disk {seed})"))?;
@@ -208,50 +178,28 @@ fn devices(console: &Console) -> Result<Vec<(u32, String)>> {
     }
     let verified: Vec<Verified> = console.probes("disks")?;
     for disk in &verified {
-        ensure!(
-            disk.bytes == DISK_BYTES,
-            "disk {}: read {} bytes of {DISK_BYTES}",
-            disk.seed,
-            disk.bytes
-        );
+        ensure!(disk.bytes == DISK_BYTES, "disk {}: read {} bytes of {DISK_BYTES}", disk.seed, disk.bytes);
     }
-    let names = console
-        .section("disks")?
-        .lines()
-        .filter_map(|line| line.strip_prefix("DISK "));
+    let names = console.section("disks")?.lines().filter_map(|line| line.strip_prefix("DISK "));
     let names = names.filter_map(|line| Some(line.split_once(' ')?.1.to_owned()));
-    Ok(verified
-        .into_iter()
-        .map(|disk| disk.seed)
-        .zip(names)
-        .collect())
+    Ok(verified.into_iter().map(|disk| disk.seed).zip(names).collect())
 }
 
 /// How often each disk interrupted, by the order of the command line.
 fn disk_counts(console: &Console) -> Result<Vec<u64>> {
     let mut devices = devices(console)?;
     devices.sort_unstable();
-    devices
-        .iter()
-        .map(|(_, device)| total(console, device))
-        .collect()
+    devices.iter().map(|(_, device)| total(console, device)).collect()
 }
 
 fn total(console: &Console, action: &str) -> Result<u64> {
     let rows = console.interrupts()?;
     let row = rows.iter().find(|row| row.has_action(action));
-    Ok(row
-        .with_context(|| format!("/proc/interrupts has no {action}"))?
-        .counts
-        .iter()
-        .sum())
+    Ok(row.with_context(|| format!("/proc/interrupts has no {action}"))?.counts.iter().sum())
 }
 
 fn two_ioapics(console: &Console) -> Result<()> {
     let seen = console.section("ioapics")?;
-    ensure!(
-        seen.contains("IOAPIC[0]") && seen.contains("IOAPIC[1]"),
-        "expected two IOAPICs, Linux says:\n{seen}"
-    );
+    ensure!(seen.contains("IOAPIC[0]") && seen.contains("IOAPIC[1]"), "expected two IOAPICs, Linux says:\n{seen}");
     Ok(())
 }

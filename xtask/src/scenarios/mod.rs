@@ -56,17 +56,8 @@ pub struct Linux {
 }
 
 pub fn all(scale: Scale) -> Vec<Scenario> {
-    let mut list = vec![
-        l1::kvm(),
-        linux::reference(),
-        moves::reference(scale),
-        l1::run(),
-    ];
+    let mut list = vec![l1::kvm(), linux::reference(), moves::reference(scale), l1::run()];
     list.extend([1, 2, 4].map(linux::boots));
-    list.extend([
-        linux::thirty_disks(),
-        linux::same_as_kernel_irqchip(),
-        moves::under_load(scale),
-    ]);
+    list.extend([linux::thirty_disks(), linux::same_as_kernel_irqchip(), moves::under_load(scale)]);
     list
 }

@@ -21,26 +21,13 @@ struct Plan {
 impl Plan {
     fn of(scale: Scale) -> Self {
         match scale {
-            Scale::Quick => Self {
-                moves: 400,
-                at_least: 200,
-                seconds: 90,
-            },
-            Scale::Full => Self {
-                moves: 1000,
-                at_least: 1000,
-                seconds: 600,
-            },
+            Scale::Quick => Self { moves: 400, at_least: 200, seconds: 90 },
+            Scale::Full => Self { moves: 1000, at_least: 1000, seconds: 600 },
         }
     }
 
     fn linux(&self) -> Linux {
-        Linux {
-            test: format!(
-                "guest-probe move {} {} /dev/vda ttyS0 | section moves\n",
-                self.moves, self.seconds
-            ),
-        }
+        Linux { test: format!("guest-probe move {} {} /dev/vda ttyS0 | section moves\n", self.moves, self.seconds) }
     }
 
     fn limit(&self) -> Duration {
@@ -72,14 +59,8 @@ pub fn reference(scale: Scale) -> Scenario {
         name: "reference-move-irqs".into(),
         proves: "the test of moving interrupts is right: it accepts QEMU's own IOAPIC".into(),
         limit: plan.limit(),
-        machine: Machine::Reference {
-            linux: plan.linux(),
-            cpus: 2,
-            disks: 1,
-        },
-        judge: Box::new(move |evidence: &Evidence| {
-            judge(&Console(evidence.console.clone()), plan.at_least)
-        }),
+        machine: Machine::Reference { linux: plan.linux(), cpus: 2, disks: 1 },
+        judge: Box::new(move |evidence: &Evidence| judge(&Console(evidence.console.clone()), plan.at_least)),
     }
 }
 
@@ -97,17 +78,9 @@ fn judge(console: &Console, at_least: u64) -> Result<()> {
     }
     console.reached_the_end()?;
     let moved: Vec<Moved> = console.probes("moves")?;
-    let Moved {
-        level,
-        edge,
-        blocks_read,
-    } = moved.first().context("guest-probe move gave no answer")?;
+    let Moved { level, edge, blocks_read } = moved.first().context("guest-probe move gave no answer")?;
     for (kind, wire) in [("level", level), ("edge", edge)] {
-        ensure!(
-            wire.moves >= at_least,
-            "{kind}: expected {at_least} moves in time, saw {}",
-            wire.moves
-        );
+        ensure!(wire.moves >= at_least, "{kind}: expected {at_least} moves in time, saw {}", wire.moves);
     }
     // A block read is an interrupt, though two may share one.
     ensure!(

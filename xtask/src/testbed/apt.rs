@@ -39,12 +39,7 @@ impl<'a> Apt<'a> {
     pub fn open(cache: &Path, live: &'a Live) -> Result<Self> {
         let codename = debian_codename()?;
         let folder = workspace::make(cache.join("apt"))?;
-        for part in [
-            "sources",
-            "lists/partial",
-            "archives/partial",
-            "no-lists/partial",
-        ] {
+        for part in ["sources", "lists/partial", "archives/partial", "no-lists/partial"] {
             workspace::make(folder.join(part))?;
         }
         let log = workspace::logs()?.join("prepare.log");
@@ -56,20 +51,13 @@ impl<'a> Apt<'a> {
         live.note("fetching package lists");
         // Its exit status says little: one failing mirror among several is an error, none reachable is not.
         // Whether a package is to be had is what counts, and is asked next.
-        process::run(
-            apt.command("apt-get", &["update"]),
-            &apt.log,
-            live,
-            Some(LIMIT),
-        )?;
+        process::run(apt.command("apt-get", &["update"]), &apt.log, live, Some(LIMIT))?;
         Ok(apt)
     }
 
     /// The versions of a package, newest first.
     pub fn candidates(&self, package: &str) -> Result<Vec<Candidate>> {
-        Ok(parse_madison(
-            &self.ask("apt-cache", &["madison", package])?,
-        ))
+        Ok(parse_madison(&self.ask("apt-cache", &["madison", package])?))
     }
 
     pub fn newest(&self, package: &str) -> Result<Candidate> {
@@ -99,8 +87,7 @@ impl<'a> Apt<'a> {
 
     /// Fetches a package and unpacks it; nothing is installed.
     pub fn unpack(&self, package: &str, version: &str, into: &Path) -> Result<()> {
-        let folder =
-            tempfile::tempdir_in(&self.folder).context("cannot make a folder for downloads")?;
+        let folder = tempfile::tempdir_in(&self.folder).context("cannot make a folder for downloads")?;
         let mut download = self.command("apt-get", &["download", &format!("{package}={version}")]);
         download.current_dir(folder.path());
         self.live.note(&format!("downloading {package} {version}"));
@@ -117,17 +104,9 @@ impl<'a> Apt<'a> {
 
     /// Installs packages, taking what they depend on from the same suite where it must be newer.
     pub fn install(&self, packages: &[&str], suite: &str) -> Result<()> {
-        let mut args = vec![
-            "install",
-            "--yes",
-            "--no-install-recommends",
-            "--no-remove",
-            "-t",
-            suite,
-        ];
+        let mut args = vec!["install", "--yes", "--no-install-recommends", "--no-remove", "-t", suite];
         args.extend(packages);
-        self.live
-            .note(&format!("installing {}", packages.join(" ")));
+        self.live.note(&format!("installing {}", packages.join(" ")));
         self.run(self.command("apt-get", &args))
     }
 
@@ -136,16 +115,13 @@ impl<'a> Apt<'a> {
     /// address of each release file: `'<mirror>/dists/<suite>/InRelease' …`.
     fn mirrors(&self, codename: &str) -> Result<BTreeSet<(String, Suite)>> {
         let mut command = Command::new("apt-get");
-        command
-            .arg("-o")
-            .arg(option("Dir::State::Lists", &self.folder.join("no-lists")));
+        command.arg("-o").arg(option("Dir::State::Lists", &self.folder.join("no-lists")));
         command.args(["update", "--print-uris"]);
         let mirrors = parse_uris(&output(command)?, codename);
         if mirrors.is_empty() {
             bail!(Unavailable {
                 reason: format!("this machine's apt sources name no mirror for {codename}"),
-                enable: "add Debian to /etc/apt/sources.list.d, then: cargo xtask testbed prepare"
-                    .into(),
+                enable: "add Debian to /etc/apt/sources.list.d, then: cargo xtask testbed prepare".into(),
             });
         }
         Ok(mirrors)
@@ -184,10 +160,7 @@ impl<'a> Apt<'a> {
         ] {
             command.arg("-o").arg(option);
         }
-        command
-            .args(args)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .env("LC_ALL", "C.UTF-8");
+        command.args(args).env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C.UTF-8");
         command
     }
 }
@@ -204,16 +177,9 @@ fn option(name: &str, path: &Path) -> String {
 
 fn output(mut command: Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .env("LC_ALL", "C.UTF-8")
-        .output()
-        .with_context(|| format!("cannot start {program}"))?;
+    let output = command.env("LC_ALL", "C.UTF-8").output().with_context(|| format!("cannot start {program}"))?;
     if !output.status.success() {
-        bail!(
-            "{program}: {}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("{program}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -221,20 +187,14 @@ fn output(mut command: Command) -> Result<String> {
 fn debian_codename() -> Result<String> {
     let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let field = |name: &str| {
-        let value = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
         Some(value.trim_matches('"').to_owned())
     };
     match (field("ID").as_deref(), field("VERSION_CODENAME")) {
         (Some("debian"), Some(codename)) => Ok(codename),
         (id, _) => bail!(Unavailable {
-            reason: format!(
-                "the testbed takes its kernel from Debian; this system is {}",
-                id.unwrap_or("unknown")
-            ),
-            enable: "cargo xtask testbed prepare, on Debian 12 or newer (a container will do)"
-                .into(),
+            reason: format!("the testbed takes its kernel from Debian; this system is {}", id.unwrap_or("unknown")),
+            enable: "cargo xtask testbed prepare, on Debian 12 or newer (a container will do)".into(),
         }),
     }
 }
@@ -255,11 +215,7 @@ fn parse_uris(text: &str, codename: &str) -> BTreeSet<(String, Suite)> {
 }
 
 fn stanzas(mirrors: &BTreeSet<(String, Suite)>, codename: &str) -> String {
-    let key = if Path::new(ARCHIVE_KEY).exists() {
-        format!("Signed-By: {ARCHIVE_KEY}\n")
-    } else {
-        String::new()
-    };
+    let key = if Path::new(ARCHIVE_KEY).exists() { format!("Signed-By: {ARCHIVE_KEY}\n") } else { String::new() };
     let stanza = |(mirror, suite): &(String, Suite)| {
         let suites = match suite {
             Suite::Release => format!("{codename} {codename}-updates {codename}-backports"),
@@ -276,13 +232,7 @@ fn parse_madison(text: &str) -> Vec<Candidate> {
         .filter_map(|line| {
             let mut columns = line.split('|').map(str::trim);
             let version = columns.nth(1)?.to_owned();
-            let suite = columns
-                .next()?
-                .split_whitespace()
-                .nth(1)?
-                .split_once('/')?
-                .0
-                .to_owned();
+            let suite = columns.next()?.split_whitespace().nth(1)?.split_once('/')?.0.to_owned();
             Some(Candidate { version, suite })
         })
         .collect()
@@ -310,10 +260,7 @@ mod tests {
     #[test]
     fn candidates_keep_their_suite() {
         let text = " qemu | 1:10.0.2~bpo12+1 | http://mirror.example/debian bookworm-backports/main amd64 Packages\n";
-        let expected = Candidate {
-            version: "1:10.0.2~bpo12+1".into(),
-            suite: "bookworm-backports".into(),
-        };
+        let expected = Candidate { version: "1:10.0.2~bpo12+1".into(), suite: "bookworm-backports".into() };
         assert_eq!(parse_madison(text), [expected]);
     }
 }

@@ -21,15 +21,7 @@ pub fn product(live: &Live) -> Result<PathBuf> {
     let folder = folder()?;
     let mut command = workspace::cargo();
     command
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "irqfabric-vmm",
-            "--target",
-            TARGET,
-            "--target-dir",
-        ])
+        .args(["build", "--release", "--package", "irqfabric-vmm", "--target", TARGET, "--target-dir"])
         .arg(&folder)
         .env("RUSTFLAGS", STATIC);
     build(command, live)?;
@@ -45,17 +37,7 @@ pub fn guest_probe(live: &Live) -> Result<PathBuf> {
     }
     let mut command = Command::new(workspace::tool("RUSTC", "rustc"));
     command
-        .args([
-            "--edition",
-            "2024",
-            "--target",
-            TARGET,
-            "-O",
-            "-Cpanic=abort",
-            "-Cstrip=symbols",
-            STATIC,
-            "-o",
-        ])
+        .args(["--edition", "2024", "--target", TARGET, "-O", "-Cpanic=abort", "-Cstrip=symbols", STATIC, "-o"])
         .arg(&binary)
         .arg(sources.join("main.rs"));
     build(command, live)?;
@@ -81,8 +63,7 @@ fn built_after(binary: &Path, sources: &Path) -> Result<bool> {
     let Ok(built) = fs::metadata(binary).and_then(|data| data.modified()) else {
         return Ok(false);
     };
-    let changed: Result<Vec<SystemTime>, std::io::Error> = fs::read_dir(sources)?
-        .map(|entry| entry?.metadata()?.modified())
-        .collect();
+    let changed: Result<Vec<SystemTime>, std::io::Error> =
+        fs::read_dir(sources)?.map(|entry| entry?.metadata()?.modified()).collect();
     Ok(changed?.into_iter().all(|time| time < built))
 }

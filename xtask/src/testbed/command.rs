@@ -64,49 +64,28 @@ pub fn run(command: Command) -> Result<ExitCode> {
                 println!("{:<22} {}", scenario.name, scenario.proves);
             }
         }
-        Command::Run {
-            names,
-            full,
-            verbose,
-        } => {
-            return run_scenarios(
-                &names,
-                if full { Scale::Full } else { Scale::Quick },
-                verbose || is_ci(),
-            );
+        Command::Run { names, full, verbose } => {
+            return run_scenarios(&names, if full { Scale::Full } else { Scale::Quick }, verbose || is_ci());
         }
-        Command::BootLinux {
-            vcpus,
-            disks,
-            arguments,
-        } => {
+        Command::BootLinux { vcpus, disks, arguments } => {
             let linux = scenarios::linux::print_interrupts();
             let script = scenarios::linux::boot_script(vcpus, disks, &arguments);
             return status(run::interactive(&prepare()?, &script, &linux)?);
         }
         Command::Shell => {
             let script = "echo; echo 'to leave: exit, or ctrl-A X'; setsid cttyhack sh -l; true";
-            return status(run::interactive(
-                &prepare()?,
-                script,
-                &Linux { test: "sh".into() },
-            )?);
+            return status(run::interactive(&prepare()?, script, &Linux { test: "sh".into() })?);
         }
         Command::Clean => {
             let cache = workspace::cache()?;
-            std::fs::remove_dir_all(&cache)
-                .with_context(|| format!("cannot remove {}", cache.display()))?;
+            std::fs::remove_dir_all(&cache).with_context(|| format!("cannot remove {}", cache.display()))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn status(good: bool) -> Result<ExitCode> {
-    Ok(if good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn prepare() -> Result<Testbed> {
@@ -118,10 +97,7 @@ fn prepare() -> Result<Testbed> {
 
 fn run_scenarios(names: &[String], scale: Scale, stream: bool) -> Result<ExitCode> {
     let mut scenarios = scenarios::all(scale);
-    if let Some(unknown) = names
-        .iter()
-        .find(|name| !scenarios.iter().any(|known| known.name == **name))
-    {
+    if let Some(unknown) = names.iter().find(|name| !scenarios.iter().any(|known| known.name == **name)) {
         bail!("there is no scenario {unknown:?}; `cargo xtask testbed list` names them");
     }
     scenarios.retain(|scenario| names.is_empty() || names.contains(&scenario.name));

@@ -69,32 +69,17 @@ struct Archive {
 
 impl Archive {
     fn create(path: &Path) -> Result<Self> {
-        let file =
-            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self {
-            out: BufWriter::new(file),
-            path: path.display().to_string(),
-            inode: 0,
-        })
+        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { out: BufWriter::new(file), path: path.display().to_string(), inode: 0 })
     }
 
     /// What both levels have.
-    fn base(
-        &mut self,
-        testbed: &Testbed,
-        init: &str,
-        modules: &[&str],
-        test: &str,
-        probe: &Path,
-    ) -> Result<()> {
+    fn base(&mut self, testbed: &Testbed, init: &str, modules: &[&str], test: &str, probe: &Path) -> Result<()> {
         for folder in ["bin", "dev", "modules"] {
             self.folder(folder)?;
         }
         // The kernel opens it for init's input and output, before there is a devtmpfs.
-        let console = newc::Builder::new("dev/console")
-            .mode(CHARACTER_DEVICE)
-            .rdev_major(5)
-            .rdev_minor(1);
+        let console = newc::Builder::new("dev/console").mode(CHARACTER_DEVICE).rdev_major(5).rdev_minor(1);
         self.entry(console, &mut Cursor::new([]))?;
         self.file("busybox", PROGRAM, &testbed.busybox())?;
         self.file("bin/guest-probe", PROGRAM, probe)?;
@@ -119,8 +104,7 @@ impl Archive {
     }
 
     fn file(&mut self, name: &str, mode: u32, from: &Path) -> Result<()> {
-        let mut file =
-            File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
+        let mut file = File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
         self.entry(newc::Builder::new(name).mode(mode), &mut file)
     }
 

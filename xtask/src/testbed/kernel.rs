@@ -49,16 +49,11 @@ fn decompress(bytes: &[u8]) -> Result<Vec<u8>> {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", &["-dc"]),
         [0x1f, 0x8b, ..] => ("gzip", &["-dc"]),
         [0x7f, b'E', b'L', b'F', ..] => return Ok(bytes.to_vec()),
-        _ => bail!(
-            "compressed in a way we do not know: {:02x?}",
-            &bytes[..bytes.len().min(6)]
-        ),
+        _ => bail!("compressed in a way we do not know: {:02x?}", &bytes[..bytes.len().min(6)]),
     };
     // From a file, not a pipe: a pipe would need a second thread to fill it.
     let mut input = tempfile::tempfile().context("cannot make a temporary file")?;
-    input
-        .write_all(bytes)
-        .context("cannot write a temporary file")?;
+    input.write_all(bytes).context("cannot write a temporary file")?;
     std::io::Seek::rewind(&mut input).context("cannot rewind a temporary file")?;
     let output = Command::new(tool)
         .args(args)
@@ -66,11 +61,7 @@ fn decompress(bytes: &[u8]) -> Result<Vec<u8>> {
         .output()
         .with_context(|| format!("cannot start {tool}"))?;
     if !output.status.success() {
-        bail!(
-            "{tool}: {}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("{tool}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(output.stdout)
 }
@@ -89,15 +80,10 @@ impl Modules {
         let mut modules = BTreeMap::new();
         let mut folders = vec![folder.join("kernel")];
         while let Some(folder) = folders.pop() {
-            let entries = fs::read_dir(&folder)
-                .with_context(|| format!("cannot read {}", folder.display()))?;
+            let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
             for entry in entries {
                 let path = entry?.path();
-                let file = path
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned();
+                let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 if path.is_dir() {
                     folders.push(path);
                 } else if let Some((name, "" | ".xz" | ".zst" | ".gz")) = file.split_once(".ko") {
@@ -126,15 +112,11 @@ impl Modules {
             return Ok(());
         }
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let bytes =
-            decompress(&bytes).with_context(|| format!("cannot decompress {}", path.display()))?;
+        let bytes = decompress(&bytes).with_context(|| format!("cannot decompress {}", path.display()))?;
         for dependency in depends(&bytes) {
             self.add(&dependency, done)?;
         }
-        done.push(Module {
-            name: name.to_owned(),
-            bytes,
-        });
+        done.push(Module { name: name.to_owned(), bytes });
         Ok(())
     }
 }
@@ -144,13 +126,7 @@ fn depends(module: &[u8]) -> Vec<String> {
     module
         .split(|&byte| byte == 0)
         .find_map(|string| string.strip_prefix(b"depends="))
-        .map(|list| {
-            String::from_utf8_lossy(list)
-                .split(',')
-                .filter(|name| !name.is_empty())
-                .map(canonical)
-                .collect()
-        })
+        .map(|list| String::from_utf8_lossy(list).split(',').filter(|name| !name.is_empty()).map(canonical).collect())
         .unwrap_or_default()
 }
 

@@ -51,10 +51,7 @@ impl Testbed {
     pub fn prepare(live: &Live) -> Result<Self> {
         if std::env::consts::ARCH != "x86_64" {
             bail!(Unavailable {
-                reason: format!(
-                    "the testbed runs x86-64 binaries built here, and this is {}",
-                    std::env::consts::ARCH
-                ),
+                reason: format!("the testbed runs x86-64 binaries built here, and this is {}", std::env::consts::ARCH),
                 enable: "cargo xtask testbed prepare, on an x86-64 machine".into(),
             });
         }
@@ -84,8 +81,7 @@ impl Testbed {
 /// One preparation at a time: the lock ends with the file, however we end.
 fn lock(cache: &Path) -> Result<fs::File> {
     let path = cache.join("lock");
-    let file =
-        fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    let file = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
         .with_context(|| format!("cannot lock {}", path.display()))?;
     Ok(file)
@@ -93,22 +89,12 @@ fn lock(cache: &Path) -> Result<fs::File> {
 
 /// Packages whose tool is not here, or too old.
 fn missing_tools() -> Vec<&'static str> {
-    let runs = |tool: &str| {
-        Command::new(tool)
-            .arg("--version")
-            .output()
-            .is_ok_and(|out| out.status.success())
-    };
+    let runs = |tool: &str| Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success());
     let mut missing = Vec::new();
     if qemu_version().is_none_or(|version| version < OLDEST_QEMU) {
         missing.push("qemu-system-x86");
     }
-    missing.extend(
-        [("xz", "xz-utils"), ("zstd", "zstd")]
-            .iter()
-            .filter(|(tool, _)| !runs(tool))
-            .map(|(_, p)| *p),
-    );
+    missing.extend([("xz", "xz-utils"), ("zstd", "zstd")].iter().filter(|(tool, _)| !runs(tool)).map(|(_, p)| *p));
     missing
 }
 
@@ -116,12 +102,7 @@ fn missing_tools() -> Vec<&'static str> {
 fn qemu_version() -> Option<u32> {
     let output = Command::new(QEMU).arg("--version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.split_once("version ")?
-        .1
-        .split('.')
-        .next()?
-        .parse()
-        .ok()
+    text.split_once("version ")?.1.split('.').next()?.parse().ok()
 }
 
 /// Said before anything is fetched in vain.
@@ -130,10 +111,7 @@ fn only_root(missing: &[&str]) -> Result<()> {
         return Ok(());
     }
     bail!(Unavailable {
-        reason: format!(
-            "not installed here, or too old: {}; only root can install packages",
-            missing.join(", ")
-        ),
+        reason: format!("not installed here, or too old: {}; only root can install packages", missing.join(", ")),
         enable: "sudo env \"PATH=$PATH\" cargo xtask testbed prepare".into(),
     })
 }
@@ -144,9 +122,7 @@ fn install(apt: &Apt, missing: &[&str]) -> Result<()> {
     match qemu_version() {
         Some(version) if version >= OLDEST_QEMU => Ok(()),
         version => bail!(Unavailable {
-            reason: format!(
-                "QEMU {OLDEST_QEMU} or newer is needed; Debian's mirrors gave {version:?}"
-            ),
+            reason: format!("QEMU {OLDEST_QEMU} or newer is needed; Debian's mirrors gave {version:?}"),
             enable: "cargo xtask testbed prepare, on Debian 12 or newer".into(),
         }),
     }
@@ -162,50 +138,31 @@ fn fetch_guest(apt: &Apt, cache: &Path, folder: &Path, live: &Live) -> Result<Ab
     let kernel = apt.newest(&package)?;
     let busybox = apt.newest("busybox-static")?;
     let making = tempfile::tempdir_in(cache).context("cannot make a folder in the cache")?;
-    let (unpacked, guest) = (
-        making.path().join("unpacked"),
-        workspace::make(making.path().join("guest"))?,
-    );
+    let (unpacked, guest) = (making.path().join("unpacked"), workspace::make(making.path().join("guest"))?);
     apt.unpack(&package, &kernel.version, &unpacked)?;
     apt.unpack("busybox-static", &busybox.version, &unpacked)?;
 
     let release = package.trim_start_matches("linux-image-").to_owned();
     live.note("extracting the kernel");
-    kernel::extract_vmlinux(
-        &unpacked.join(format!("boot/vmlinuz-{release}")),
-        &guest.join("vmlinux"),
-    )?;
+    kernel::extract_vmlinux(&unpacked.join(format!("boot/vmlinuz-{release}")), &guest.join("vmlinux"))?;
     // Where /usr is merged the package has usr/bin, usr/lib.
     let place = |path: &str| {
         let merged = unpacked.join("usr").join(path);
-        if merged.exists() {
-            merged
-        } else {
-            unpacked.join(path)
-        }
+        if merged.exists() { merged } else { unpacked.join(path) }
     };
-    let moves = [
-        (place("bin/busybox"), "busybox"),
-        (place("lib/modules").join(&release), "modules"),
-    ];
+    let moves = [(place("bin/busybox"), "busybox"), (place("lib/modules").join(&release), "modules")];
     for (from, to) in moves {
-        fs::rename(&from, guest.join(to))
-            .with_context(|| format!("the package has no {}", from.display()))?;
+        fs::rename(&from, guest.join(to)).with_context(|| format!("the package has no {}", from.display()))?;
     }
     let about = About {
         kernel: release,
         kernel_package: format!("{package} {}", kernel.version),
         busybox_package: format!("busybox-static {}", busybox.version),
     };
-    fs::write(
-        guest.join("about.json"),
-        serde_json::to_string_pretty(&about)?,
-    )
-    .context("cannot write about.json")?;
+    fs::write(guest.join("about.json"), serde_json::to_string_pretty(&about)?).context("cannot write about.json")?;
     // An incomplete folder of an older version may be in the way; a complete one would have been used.
     if folder.exists() {
-        fs::remove_dir_all(folder)
-            .with_context(|| format!("cannot remove {}", folder.display()))?;
+        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     fs::rename(&guest, folder).with_context(|| format!("cannot make {}", folder.display()))?;
     Ok(about)

@@ -20,22 +20,17 @@ const TAIL: usize = 25;
 /// Runs all of them, each as a step. What this machine lacks makes them SKIPPED, each with the reason.
 pub fn scenarios(list: &[Scenario], report: &mut Report, stream: bool) {
     let mut testbed = None;
-    report.step(
-        "testbed-prepare",
-        "cargo xtask testbed prepare",
-        stream,
-        |live| match Testbed::prepare(live) {
-            Ok(ready) => {
-                testbed = Some(Ok(ready));
-                Outcome::Passed
-            }
-            Err(error) => {
-                let outcome = unprepared(&error);
-                testbed = Some(Err(error));
-                outcome
-            }
-        },
-    );
+    report.step("testbed-prepare", "cargo xtask testbed prepare", stream, |live| match Testbed::prepare(live) {
+        Ok(ready) => {
+            testbed = Some(Ok(ready));
+            Outcome::Passed
+        }
+        Err(error) => {
+            let outcome = unprepared(&error);
+            testbed = Some(Err(error));
+            outcome
+        }
+    });
     for scenario in list {
         let rerun = format!("cargo xtask testbed run {}", scenario.name);
         report.step(&scenario.name, &rerun, stream, |live| match &testbed {
@@ -55,13 +50,10 @@ fn unprepared(error: &anyhow::Error) -> Outcome {
 }
 
 fn missing(error: &anyhow::Error) -> Unavailable {
-    error
-        .downcast_ref()
-        .cloned()
-        .unwrap_or_else(|| Unavailable {
-            reason: "the testbed's preparation failed".into(),
-            enable: "cargo xtask testbed prepare".into(),
-        })
+    error.downcast_ref().cloned().unwrap_or_else(|| Unavailable {
+        reason: "the testbed's preparation failed".into(),
+        enable: "cargo xtask testbed prepare".into(),
+    })
 }
 
 fn judged(testbed: &Testbed, scenario: &Scenario, live: &Live) -> Outcome {
@@ -100,21 +92,10 @@ fn play(testbed: &Testbed, scenario: &Scenario, console: &Path, live: &Live) -> 
     let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
     let files = scratch.path().join("files.tar");
     let command = match &scenario.machine {
-        Machine::L1 {
-            script,
-            product,
-            linux,
-        } => {
+        Machine::L1 { script, product, linux } => {
             let initrd = scratch.path().join("l1.cpio");
-            let product = if *product {
-                Some(binaries::product(live)?)
-            } else {
-                None
-            };
-            let linux = linux
-                .as_ref()
-                .map(|linux| l2_image(testbed, linux, scratch.path(), live))
-                .transpose()?;
+            let product = if *product { Some(binaries::product(live)?) } else { None };
+            let linux = linux.as_ref().map(|linux| l2_image(testbed, linux, scratch.path(), live)).transpose()?;
             let l1 = L1 {
                 test: script,
                 product: product.as_deref(),
@@ -122,36 +103,18 @@ fn play(testbed: &Testbed, scenario: &Scenario, console: &Path, live: &Live) -> 
                 l2: linux.as_deref(),
             };
             initramfs::write_l1(testbed, &initrd, &l1)?;
-            machine::l1(
-                &Boot {
-                    kernel: &testbed.vmlinux(),
-                    initrd: &initrd,
-                },
-                &files,
-                "stdio",
-            )
+            machine::l1(&Boot { kernel: &testbed.vmlinux(), initrd: &initrd }, &files, "stdio")
         }
         Machine::Reference { linux, cpus, disks } => {
             let initrd = l2_image(testbed, linux, scratch.path(), live)?;
             let disks = reference_disks(*disks, scratch.path(), live)?;
-            machine::reference(
-                &Boot {
-                    kernel: &testbed.vmlinux(),
-                    initrd: &initrd,
-                },
-                *cpus,
-                &disks,
-            )
+            machine::reference(&Boot { kernel: &testbed.vmlinux(), initrd: &initrd }, *cpus, &disks)
         }
     };
     let end = process::run(command, console, live, Some(scenario.limit))?;
     let text = fs::read(console).with_context(|| format!("cannot read {}", console.display()))?;
     let console = String::from_utf8_lossy(&text).replace('\r', "");
-    Ok(Evidence {
-        end,
-        console,
-        files: unpack(&files)?,
-    })
+    Ok(Evidence { end, console, files: unpack(&files)? })
 }
 
 fn l2_image(testbed: &Testbed, linux: &Linux, scratch: &Path, live: &Live) -> Result<PathBuf> {
@@ -166,17 +129,10 @@ fn reference_disks(count: u32, scratch: &Path, live: &Live) -> Result<Vec<PathBu
     let make = |index: u32| {
         let path = scratch.join(format!("disk{index}"));
         let mut fill = std::process::Command::new(&probe);
-        fill.arg("fill")
-            .arg(&path)
-            .args([crate::scenarios::DISK_BYTES.to_string(), index.to_string()]);
-        let done = fill
-            .output()
-            .with_context(|| format!("cannot start {}", probe.display()))?;
+        fill.arg("fill").arg(&path).args([crate::scenarios::DISK_BYTES.to_string(), index.to_string()]);
+        let done = fill.output().with_context(|| format!("cannot start {}", probe.display()))?;
         if !done.status.success() {
-            bail!(
-                "guest-probe fill: {}",
-                String::from_utf8_lossy(&done.stdout).trim()
-            );
+            bail!("guest-probe fill: {}", String::from_utf8_lossy(&done.stdout).trim());
         }
         Ok(path)
     };
@@ -189,16 +145,10 @@ fn unpack(archive: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let Ok(file) = fs::File::open(archive) else {
         return Ok(files);
     };
-    for entry in tar::Archive::new(file)
-        .entries()
-        .context("cannot read the files sent back")?
-    {
+    for entry in tar::Archive::new(file).entries().context("cannot read the files sent back")? {
         // Cut off in the middle: the guest died while sending. What came before is good.
         let Ok(mut entry) = entry else { break };
-        let name = entry
-            .path()
-            .map(|path| path.display().to_string())
-            .unwrap_or_default();
+        let name = entry.path().map(|path| path.display().to_string()).unwrap_or_default();
         let mut bytes = Vec::new();
         if entry.header().entry_type().is_file() && entry.read_to_end(&mut bytes).is_ok() {
             files.insert(name.trim_start_matches("./").to_owned(), bytes);
@@ -216,17 +166,9 @@ pub fn interactive(testbed: &Testbed, script: &str, linux: &Linux) -> Result<boo
     let guest_probe = binaries::guest_probe(&live)?;
     live.finish();
     let initrd = scratch.path().join("l1.cpio");
-    let l1 = L1 {
-        test: script,
-        product: Some(&product),
-        guest_probe: &guest_probe,
-        l2: Some(&l2),
-    };
+    let l1 = L1 { test: script, product: Some(&product), guest_probe: &guest_probe, l2: Some(&l2) };
     initramfs::write_l1(testbed, &initrd, &l1)?;
-    let boot = Boot {
-        kernel: &testbed.vmlinux(),
-        initrd: &initrd,
-    };
+    let boot = Boot { kernel: &testbed.vmlinux(), initrd: &initrd };
     let mut qemu = machine::l1(&boot, &scratch.path().join("files.tar"), "mon:stdio");
     let status = qemu.status().context("cannot start QEMU")?;
     Ok(status.success())
