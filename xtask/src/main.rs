@@ -1,2 +1,47 @@
-//! The project's chores.
-fn main() {}
+//! The project's chores: `cargo xtask test` and `cargo xtask testbed …`.
+//!
+//! `test` runs everything that decides whether the tree is good, from formatting to stock Linux guests.
+//! `testbed` prepares and runs the machines for the latter: a stock Debian kernel under QEMU's TCG has a real
+//! `/dev/kvm`, so they need no hardware virtualization. Both work on any x86-64 Debian machine.
+
+mod process;
+mod report;
+mod scenarios;
+mod steps;
+mod test;
+mod testbed;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The project's chores.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Run every check of the project; the exit status is 0 when none failed
+    Test(test::Args),
+    /// Stock KVM and stock Linux guests on any machine, without hardware virtualization
+    #[command(subcommand)]
+    Testbed(testbed::command::Command),
+}
+
+fn main() -> ExitCode {
+    let result = process::install_interrupt_handler().and_then(|()| match Cli::parse().chore {
+        Chore::Test(args) => test::run(&args),
+        Chore::Testbed(command) => testbed::command::run(command),
+    });
+    match result {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

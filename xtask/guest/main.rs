@@ -1,0 +1,52 @@
+//! `guest-probe`: what our test guests do that a shell cannot do fast enough, or at all.
+//!
+//! A static binary packed into the L1 and L2 initramfs. It fills disks with a pattern, reads them back and
+//! checks every word, moves interrupts between CPUs under load, and asks KVM what it can do. Each answer
+//! is one line `PROBE {json}` on standard output; the exit status is 0 when the answer is good.
+//!
+//! It has no dependency, so that plain `rustc` builds it in a second: see `testbed/binaries.rs`.
+
+mod disk;
+mod interrupts;
+mod kvm;
+mod moves;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+guest-probe fill FILE BYTES SEED            write a disk image whose every word is known
+guest-probe verify DISK                     read it flat out, past the page cache, and check it
+guest-probe move MOVES SECONDS LEVEL-DISK [EDGE-ACTION]
+                                            move interrupts between CPUs while they fire
+guest-probe kvm                             open /dev/kvm and list what it can do";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let answer = match args[..] {
+        ["fill", file, bytes, seed] => number(bytes)
+            .and_then(|bytes| Ok((bytes, number(seed)?)))
+            .and_then(|(bytes, seed)| disk::fill(file, bytes, seed)),
+        ["verify", disk] => disk::verify(disk),
+        ["move", moves, seconds, disk, ref edge @ ..] if edge.len() < 2 => number(moves)
+            .and_then(|moves| Ok((moves, number(seconds)?)))
+            .and_then(|(moves, seconds)| moves::run(moves, seconds, disk, edge.first().copied())),
+        ["kvm"] => kvm::capabilities(),
+        _ => Err(format!("usage:\n{USAGE}")),
+    };
+    match answer {
+        Ok(json) => {
+            // A line of its own, whatever was written to the terminal before.
+            println!("\nPROBE {json}");
+            ExitCode::SUCCESS
+        }
+        Err(what) => {
+            println!("\nPROBE {{\"error\":{what:?}}}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a number"))
+}

@@ -1,0 +1,62 @@
+//! L1 itself, and the payload test of `irqfabric run` on its real KVM.
+
+use super::evidence::{Evidence, probe};
+use super::{Machine, Scenario};
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+pub fn kvm() -> Scenario {
+    Scenario {
+        name: "l1-kvm".into(),
+        proves: "L1 has a stock /dev/kvm of kvm_amd with all that irqfabric builds on".into(),
+        limit: Duration::from_secs(60),
+        machine: Machine::L1 { script: "guest-probe kvm >/out/kvm".into(), product: false, linux: None },
+        judge: Box::new(judge_kvm),
+    }
+}
+
+fn judge_kvm(evidence: &Evidence) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Kvm {
+        vendor: String,
+        #[serde(flatten)]
+        capabilities: BTreeMap<String, i64>,
+    }
+    evidence.l1_passed()?;
+    let text = evidence.text("kvm")?;
+    let answer = text.lines().find_map(|line| line.strip_prefix("PROBE ")).context("guest-probe gave no answer")?;
+    let kvm: Kvm = probe(answer)?;
+    ensure!(kvm.vendor == "kvm_amd", "expected KVM to be kvm_amd, saw {}", kvm.vendor);
+    for wanted in ["SPLIT_IRQCHIP", "IRQFD", "IRQFD_RESAMPLE", "SIGNAL_MSI"] {
+        let seen = kvm.capabilities.get(wanted).copied().unwrap_or(0);
+        ensure!(seen > 0, "expected KVM_CAP_{wanted}, saw {seen}");
+    }
+    Ok(())
+}
+
+pub fn run() -> Scenario {
+    Scenario {
+        name: "run-in-l1".into(),
+        proves: "every event of `irqfabric run` arrives exactly once on a stock KVM with true EOI order".into(),
+        limit: Duration::from_secs(90),
+        machine: Machine::L1 {
+            script: "irqfabric run --count 2000 --json >/out/run.json 2>/out/stderr".into(),
+            product: true,
+            linux: None,
+        },
+        judge: Box::new(judge_run),
+    }
+}
+
+/// The exit status is the verdict; the JSON has to be there, whole, and must not say otherwise.
+fn judge_run(evidence: &Evidence) -> Result<()> {
+    evidence.l1_passed()?;
+    let report: serde_json::Value = evidence.json("run.json")?;
+    ensure!(report.is_object(), "expected `irqfabric run --json` to print an object, saw {report}");
+    for verdict in ["ok", "passed", "good"].iter().filter_map(|name| report.get(name)) {
+        ensure!(verdict == &serde_json::Value::Bool(true), "expected a good verdict, saw {report}");
+    }
+    Ok(())
+}

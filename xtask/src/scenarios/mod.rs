@@ -1,0 +1,63 @@
+//! What the testbed proves: each scenario is a machine to boot, a time limit, and a judge of what came back.
+//!
+//! A judge looks at evidence only: the console, the files sent back. It says what was expected and what was
+//! seen. A scenario on the `Reference` machine judges the guest tests themselves, by QEMU's devices.
+
+mod evidence;
+mod l1;
+pub mod linux;
+mod moves;
+
+pub use evidence::Evidence;
+
+use anyhow::Result;
+use std::time::Duration;
+
+/// Content of one disk: small enough to be made in L1's memory, many requests to read.
+pub const DISK_BYTES: u64 = 1 << 20;
+
+/// How thorough.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    Quick,
+    Full,
+}
+
+pub struct Scenario {
+    pub name: String,
+    /// One sentence.
+    pub proves: String,
+    /// QEMU is killed after it.
+    pub limit: Duration,
+    pub machine: Machine,
+    pub judge: Judge,
+}
+
+/// `Ok`, or what was expected and what was seen.
+pub type Judge = Box<dyn Fn(&Evidence) -> Result<()>>;
+
+pub enum Machine {
+    /// Stock Linux with a real KVM. `script` runs in it; what it leaves in /out comes back.
+    L1 {
+        script: String,
+        /// The script needs the binary `irqfabric`.
+        product: bool,
+        /// The script needs a guest's kernel and initramfs in /l2.
+        linux: Option<Linux>,
+    },
+    /// Stock Linux on QEMU's own virtio-mmio disks and IOAPICs.
+    Reference { linux: Linux, cpus: u32, disks: u32 },
+}
+
+/// Stock Linux as a guest.
+pub struct Linux {
+    /// Shell commands that run in it, with `section` and `guest-probe` at hand; then it powers off.
+    pub test: String,
+}
+
+pub fn all(scale: Scale) -> Vec<Scenario> {
+    let mut list = vec![l1::kvm(), linux::reference(), moves::reference(scale), l1::run()];
+    list.extend([1, 2, 4].map(linux::boots));
+    list.extend([linux::thirty_disks(), linux::same_as_kernel_irqchip(), moves::under_load(scale)]);
+    list
+}

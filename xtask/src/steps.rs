@@ -1,0 +1,134 @@
+//! The steps of `cargo xtask test` that need no testbed.
+//!
+//! Cargo steps share the normal target folder, so that what one has built the next need not. Tests run
+//! in the debug profile: it builds fastest, and it has overflow checks.
+
+use crate::process;
+use crate::report::{Live, Outcome, Unavailable, tail};
+use crate::workspace;
+use anyhow::{Context, Result, bail};
+use std::fs::{self, OpenOptions};
+use std::process::Command;
+use std::time::Duration;
+
+/// A check with a name.
+pub struct Step {
+    pub name: &'static str,
+    pub work: fn(&Live) -> Outcome,
+}
+
+/// How much of a failed command's output is shown; the log has all of it.
+const TAIL: usize = 40;
+
+/// Longer than any step takes from cold on two cores.
+const LIMIT: Duration = Duration::from_secs(15 * 60);
+
+pub fn all() -> Vec<Step> {
+    vec![
+        Step { name: "fmt", work: |live| cargo("fmt", live, &[&["fmt", "--all", "--check"]]) },
+        Step { name: "clippy", work: clippy },
+        Step { name: "unit", work: |live| cargo("unit", live, &[&["test", "--workspace", "--all-features"]]) },
+        Step { name: "docs", work: docs },
+        Step { name: "run-kvm", work: run_on_kvm },
+        Step { name: "run-sim", work: |live| cargo("run-sim", live, &[&SIM, &SIM]) },
+    ]
+}
+
+const KVM: [&str; 6] = ["run", "--release", "--", "run", "--count", "100000"];
+const SIM: [&str; 8] = ["run", "--release", "--", "run", "--count", "100000", "--backend", "sim"];
+
+/// Everything at once, then the library with each of its features alone: a feature that only builds next to
+/// another is a broken feature.
+fn clippy(live: &Live) -> Outcome {
+    let features = match features_of("irqfabric") {
+        Ok(features) => features,
+        Err(error) => return Outcome::Failed(format!("{error:#}")),
+    };
+    let deny = ["--", "-D", "warnings"];
+    let mut runs = vec![["clippy", "--workspace", "--all-targets", "--all-features"].to_vec()];
+    let alone = ["clippy", "--package", "irqfabric", "--no-default-features"];
+    runs.push(alone.to_vec());
+    runs.extend(features.iter().map(|feature| [&alone[..], &["--features", feature]].concat()));
+    for run in &mut runs {
+        run.extend(deny);
+    }
+    let runs: Vec<&[&str]> = runs.iter().map(Vec::as_slice).collect();
+    cargo("clippy", live, &runs)
+}
+
+fn docs(live: &Live) -> Outcome {
+    let args = ["doc", "--no-deps", "--workspace", "--all-features"];
+    let mut command = workspace::cargo();
+    command.args(args).env("RUSTDOCFLAGS", "-D warnings");
+    commands("docs", live, vec![command])
+}
+
+fn run_on_kvm(live: &Live) -> Outcome {
+    // A folder entry alone proves nothing: the open fails without permission, or where the module is absent.
+    if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        return Outcome::Skipped(Unavailable {
+            reason: format!("/dev/kvm cannot be opened here: {error}"),
+            enable: "sudo modprobe -a kvm_amd kvm_intel; sudo usermod -aG kvm \"$USER\"".into(),
+        });
+    }
+    cargo("run-kvm", live, &[&KVM, &KVM])
+}
+
+fn cargo(step: &str, live: &Live, runs: &[&[&str]]) -> Outcome {
+    let command = |args: &&[&str]| {
+        let mut command = workspace::cargo();
+        command.args(*args);
+        command
+    };
+    commands(step, live, runs.iter().map(command).collect())
+}
+
+/// Runs the commands in order; the first that fails ends the step.
+fn commands(step: &str, live: &Live, list: Vec<Command>) -> Outcome {
+    match try_commands(step, live, list) {
+        Ok(()) => Outcome::Passed,
+        Err(error) => Outcome::Failed(format!("{error:#}")),
+    }
+}
+
+fn try_commands(step: &str, live: &Live, list: Vec<Command>) -> Result<()> {
+    let log = workspace::logs()?.join(step).with_extension("log");
+    // A log is of one run.
+    fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+    for command in list {
+        let shown = shown(&command);
+        live.note(&format!("$ {shown}"));
+        let before = fs::metadata(&log).map_or(0, |data| data.len()) as usize;
+        let end = process::run(command, &log, live, Some(LIMIT))?;
+        if !end.is_success() {
+            let output = fs::read(&log).unwrap_or_default();
+            let output = String::from_utf8_lossy(output.get(before..).unwrap_or_default()).into_owned();
+            bail!("{shown}: {end}\n{}\nall of it: {}", tail(&output, TAIL), workspace::shown(&log));
+        }
+    }
+    Ok(())
+}
+
+fn shown(command: &Command) -> String {
+    let args = command.get_args().map(|arg| arg.to_string_lossy().into_owned());
+    std::iter::once("cargo".to_owned()).chain(args).collect::<Vec<_>>().join(" ")
+}
+
+fn features_of(package: &str) -> Result<Vec<String>> {
+    let output = workspace::cargo()
+        .args(["metadata", "--no-deps", "--format-version", "1"])
+        .output()
+        .context("cannot run cargo metadata")?;
+    if !output.status.success() {
+        bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata: no JSON")?;
+    let features = metadata["packages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|candidate| candidate["name"] == package)
+        .and_then(|package| package["features"].as_object())
+        .with_context(|| format!("the workspace has no package {package}"))?;
+    Ok(features.keys().filter(|feature| *feature != "default").cloned().collect())
+}
