@@ -1,9 +1,7 @@
-//! The fabric on real KVM. Needs /dev/kvm; no guest code runs, the local APICs are looked at from outside.
+//! The fabric on real KVM; no guest code runs, the local APICs are looked at from outside.
 
-mod common;
-
-use common::kvm::{open, requested, vcpu, vm};
-use common::{Guest, LEVEL, assert_table_commits, entry};
+use crate::common::kvm::{open, requested, vcpu, vm};
+use crate::common::{Guest, LEVEL, assert_table_commits, entry};
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{BuildError, Fabric};
 use irqfabric::hv::{Counted, HvError, Hypervisor, Kvm, Route};

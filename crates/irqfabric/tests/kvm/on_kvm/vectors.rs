@@ -1,8 +1,6 @@
-//! Message vectors with eventfds on real KVM: the irqfd as a cache. Needs /dev/kvm.
+//! Message vectors with eventfds on real KVM: the irqfd as a cache.
 
-mod common;
-
-use common::kvm::{take, vcpu, vm};
+use crate::common::kvm::{take, vcpu, vm};
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{Fabric, MsiVectors, Program, Promotion, RouteError};
 use irqfabric::hv::{Capacity, Counted, HvError, Hypervisor, Kvm, OpaqueTarget, Route};
