@@ -8,6 +8,8 @@ use irqfabric::fabric::{BuildError, Fabric, GsiError, IOAPIC_ADDRESS};
 use irqfabric::hv::Route;
 use irqfabric::line::Level;
 use irqfabric::msg::{DestinationFormat, Interrupt, RequesterId, Trigger};
+use irqfabric::pci::Changed;
+use irqfabric::pci::msix::Msix;
 use std::sync::Arc;
 use std::thread;
 
@@ -349,6 +351,50 @@ fn a_vector_delivers_its_newest_message() {
     assert_eq!((vectors[0].stats().signalled, vectors[0].stats().delivered), (3, 2));
     let error = vectors.program(2, 0, 0).unwrap_err();
     assert_eq!(error.to_string(), "vector 2 of 2: the last is 1");
+}
+
+#[test]
+fn an_msix_table_drives_its_vectors() {
+    let (fabric, recorder) = fabric();
+    let mut msix = Msix::new(3, 0).unwrap();
+    let vectors = fabric.msi_vectors(RequesterId(8), 3);
+    let apply = |msix: &Msix, changed: Changed| {
+        vectors.configure(changed.map(|index| (index.into(), msix.vector(index)))).unwrap();
+    };
+    vectors.configure((0..3).map(|index| (index, msix.vector(index as u16)))).unwrap();
+    vectors[1].signal();
+    assert_eq!((recorder.take(), fabric.stats().dropped), (vec![], 1), "the function is off");
+
+    // The guest programs vector 1, switches the function on, and leaves the vector masked.
+    for (offset, value) in [(0x10, 0xfee0_1000u32), (0x14, 0), (0x18, 0x51)] {
+        let changed = msix.write_table(offset, &value.to_le_bytes());
+        apply(&msix, changed);
+    }
+    let changed = msix.write(2, &0x8000u16.to_le_bytes());
+    apply(&msix, changed);
+    vectors[1].signal();
+    assert_eq!((recorder.take(), vectors.pending(1)), (vec![], true));
+    let mut bits = [0; 8];
+    msix.read_pba(0, &mut bits, |index| vectors.pending(index.into()));
+    assert_eq!(bits[0], 0b010);
+
+    // Unmasking delivers what waited.
+    let changed = msix.write_table(0x1c, &[0; 4]);
+    apply(&msix, changed);
+    assert_eq!((recorder.take(), vectors.pending(1)), (vec![Call::Deliver(edge(0x51, 1))], false));
+    // The function's mask masks all, and its end unmasks.
+    let changed = msix.write(2, &0xc000u16.to_le_bytes());
+    apply(&msix, changed);
+    vectors[1].signal();
+    assert_eq!(recorder.take(), []);
+    let changed = msix.write(2, &0x8000u16.to_le_bytes());
+    apply(&msix, changed);
+    assert_eq!(recorder.take(), [Call::Deliver(edge(0x51, 1))]);
+    // A vector that was never programmed writes nothing.
+    let changed = msix.write_table(0x2c, &[0; 4]);
+    apply(&msix, changed);
+    vectors[2].signal();
+    assert_eq!(recorder.take(), []);
 }
 
 #[test]

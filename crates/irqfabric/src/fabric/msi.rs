@@ -5,6 +5,7 @@ use super::promotion::{Promotion, promote, settle, side_by_side};
 use super::report::VectorStats;
 use super::vector::Vector;
 use crate::msg::{Masking, Message, RequesterId};
+use crate::pci::VectorConfig;
 use crate::sync::EventFd;
 use std::fmt;
 use std::io;
@@ -100,16 +101,23 @@ impl MsiVectors {
     /// [`program`](Self::program) for several vectors: by one commit, whatever they need. If one of them does not exist
     /// nothing is done.
     pub fn program_all(&self, programs: &[Program]) -> Result<(), VectorIndexError> {
-        let vectors: Vec<_> = programs.iter().map(|program| self.get(program.index)).collect::<Result<_, _>>()?;
+        self.program_messages(programs.iter().map(|&Program { index, address, data }| {
+            (index, Some(Message { address, data, requester: self.requester }))
+        }))
+    }
+
+    fn program_messages(
+        &self,
+        messages: impl Iterator<Item = (usize, Option<Message>)>,
+    ) -> Result<(), VectorIndexError> {
+        let messages: Vec<_> =
+            messages.map(|(index, message)| Ok((self.get(index)?, message))).collect::<Result<_, _>>()?;
         let remapper = self.core.translation.read();
-        let reroutes = vectors.iter().zip(programs).map(|(vector, &Program { address, data, .. })| {
-            let message = Message { address, data, requester: self.requester };
-            ((*vector).clone(), vector.program(Some(message), &**remapper))
-        });
-        let left = reroutes.collect();
+        let reroute = |&(vector, message): &(&Arc<Vector>, _)| (vector.clone(), vector.program(message, &**remapper));
+        let left = messages.iter().map(reroute).collect();
         drop(remapper);
         settle(&self.core, left);
-        self.prefill(&vectors);
+        self.prefill(&messages.iter().map(|&(vector, _)| vector).collect::<Vec<_>>());
         Ok(())
     }
 
@@ -128,6 +136,35 @@ impl MsiVectors {
             self.prefill(&vectors);
         }
         Ok(())
+    }
+
+    /// Makes vectors what a function's registers say: what `pci`'s machines ask for after an access.
+    ///
+    /// First what must stop stops, then the messages are published once, then what may send does. If one of the vectors
+    /// does not exist nothing is done.
+    ///
+    /// ```
+    /// # use irqfabric::{fabric::Fabric, hv::Sim, msg::RequesterId, pci::msix::Msix};
+    /// # let fabric = Fabric::builder(Sim::new(1)).build()?;
+    /// let mut msix = Msix::new(3, 0)?;
+    /// let vectors = fabric.msi_vectors(RequesterId::new(0, 2, 0), 3);
+    /// vectors.configure((0..3).map(|index| (index, msix.vector(index as u16))))?;
+    /// // The guest writes to the function's BAR:
+    /// let changed = msix.write_bar(0, 0x0c, &0u32.to_le_bytes());
+    /// vectors.configure(changed.map(|index| (index.into(), msix.vector(index))))?;
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn configure(&self, configs: impl IntoIterator<Item = (usize, VectorConfig)>) -> Result<(), VectorIndexError> {
+        let configs: Vec<_> = configs.into_iter().collect();
+        for &(index, _) in &configs {
+            self.get(index)?;
+        }
+        let of = |masking| configs.iter().filter(move |(_, config)| config.masking == masking).map(|&(index, _)| index);
+        self.set_masking(of(Masking::Disabled), Masking::Disabled)?;
+        self.set_masking(of(Masking::Masked), Masking::Masked)?;
+        let messages = configs.iter().map(|&(index, config)| (index, config.message(self.requester)));
+        self.program_messages(messages)?;
+        self.set_masking(of(Masking::Unmasked), Masking::Unmasked)
     }
 
     /// Whether a signal waits for the guest to unmask: the vector's PBA bit. Also sees what another process has signalled
