@@ -1,0 +1,12 @@
+//! `irqfabric boot`: to come.
+
+use std::process::ExitCode;
+
+/// Its options.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Boots.
+pub fn main(_: &Args) -> Result<ExitCode, crate::error::Error> {
+    Ok(ExitCode::SUCCESS)
+}
