@@ -4,9 +4,11 @@
 //! why.
 
 mod boot;
+mod devices;
 mod error;
 mod machine;
 mod run;
+mod testdev;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -19,7 +19,7 @@ pub use vcpu::Crash;
 
 use crate::error::Error;
 use irqfabric::chip::ioapic::Ioapic;
-use irqfabric::fabric::Fabric;
+use irqfabric::fabric::{Fabric, Stats};
 use irqfabric::hv::{Calls, Counted, Kvm};
 use irqfabric::msg::DestinationFormat;
 use kvm_bindings::kvm_userspace_memory_region;
@@ -80,12 +80,14 @@ pub struct Machine {
 pub struct Running {
     threads: Vec<JoinHandle<Exits>>,
     stop: StopSwitch,
+    /// Held until the counts are taken: a source that is dropped takes its own with it.
+    _bus: Arc<IoManager>,
     fabric: Fabric,
     hypervisor: Arc<Counted<Kvm>>,
     started: Instant,
 }
 
-/// A virtual machine that has run. The fabric, with all its counts, is the caller's [clone](Machine::fabric).
+/// A virtual machine that has run.
 #[derive(Debug)]
 pub struct Stopped {
     /// Why.
@@ -94,6 +96,8 @@ pub struct Stopped {
     pub ran: Duration,
     /// What each vCPU came out of the guest for, in the order of [`Config::apic_ids`].
     pub exits: Vec<Exits>,
+    /// What went through the fabric, by line and source.
+    pub stats: Stats,
     /// What the fabric asked of KVM.
     pub calls: Calls,
 }
@@ -189,7 +193,8 @@ impl Machine {
         let Self { vcpus, apic_ids, bus, fabric, hypervisor, vm: _, memory: _, stop } = self;
         let bus = Arc::new(bus);
         let started = Instant::now();
-        let mut running = Running { threads: Vec::with_capacity(vcpus.len()), stop, fabric, hypervisor, started };
+        let threads = Vec::with_capacity(vcpus.len());
+        let mut running = Running { threads, stop, _bus: bus.clone(), fabric, hypervisor, started };
         for (vcpu, apic_id) in vcpus.into_iter().zip(apic_ids) {
             let context =
                 vcpu::Context { apic_id, bus: bus.clone(), fabric: running.fabric.clone(), stop: running.stop.clone() };
@@ -209,7 +214,7 @@ impl Running {
         let stop = self.stop.wait();
         let ran = self.started.elapsed();
         let exits = self.join();
-        Stopped { stop, ran, exits, calls: self.hypervisor.calls() }
+        Stopped { stop, ran, exits, stats: self.fabric.stats(), calls: self.hypervisor.calls() }
     }
 
     /// The stop switch is thrown: fetches the threads out of the guest.

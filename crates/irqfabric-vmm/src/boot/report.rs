@@ -1,0 +1,198 @@
+//! What happened, as JSON for programs and as a table for people.
+//!
+//! ```json
+//! { "stopped": "the guest powered off", "irqchip": "split", "path": "KVM_SIGNAL_MSI", "apic_ids": [0, 1],
+//!   "seconds": 4.2, "commits": 3,
+//!   "lines": [ { "gsi": 5, "sources": [ { "name": "disk0", "raised": 61 } ],
+//!                "pin": { "delivered": 61, "refused": 0, "ended": 61 } } ],
+//!   "kvm": { "deliveries": 123, "refused": 0, "commits": 3 },
+//!   "messages": { "memory_writes": 0, "dropped": 0, "host_errors": 0 },
+//!   "exits": [ { "kind": "ioapic-eoi", "count": 61, "seconds": 0.0001, "per_vcpu": [61, 0] } ] }
+//! ```
+//!
+//! `raised` counts a source's rises, pulses included; `delivered`, `refused` and `ended` are the IOAPIC pin's messages and
+//! ended level interrupts, and all zero under `--irqchip kernel`, where KVM keeps them to itself and `path` is KVM_IRQ_LINE.
+//! `commits` counts KVM_SET_GSI_ROUTING. `seconds` of exits is the time between KVM_RUN's return and the next entry.
+
+use super::options::IrqchipKind;
+use crate::error::Error;
+use crate::machine::{Crash, ExitKind, Exits, Stopped};
+use irqfabric::fabric::LineStats;
+use irqfabric::hv::Calls;
+use serde::Serialize;
+use std::fmt;
+use std::path::Path;
+
+/// The report of one run.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    stopped: String,
+    irqchip: IrqchipKind,
+    path: &'static str,
+    apic_ids: Vec<u32>,
+    seconds: f64,
+    commits: u64,
+    lines: Vec<LineStats>,
+    kvm: Calls,
+    messages: Messages,
+    exits: Vec<ExitTally>,
+}
+
+/// Messages that did not become interrupts, and what the host could not do.
+#[derive(Debug, Serialize)]
+struct Messages {
+    memory_writes: u64,
+    dropped: u64,
+    host_errors: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ExitTally {
+    kind: ExitKind,
+    count: u64,
+    seconds: f64,
+    per_vcpu: Vec<u64>,
+}
+
+impl Report {
+    /// Of a machine that has stopped.
+    pub fn new(irqchip: IrqchipKind, apic_ids: &[u32], stopped: &Stopped) -> Self {
+        let total = Exits::total(&stopped.exits);
+        let exits = ExitKind::ALL.into_iter().filter(|kind| total.of(*kind).count > 0).map(|kind| ExitTally {
+            kind,
+            count: total.of(kind).count,
+            seconds: total.of(kind).time.as_secs_f64(),
+            per_vcpu: stopped.exits.iter().map(|exits| exits.of(kind).count).collect(),
+        });
+        let stats = &stopped.stats;
+        Self {
+            stopped: stopped.stop.to_string(),
+            irqchip,
+            path: match irqchip {
+                IrqchipKind::Split => "KVM_SIGNAL_MSI",
+                IrqchipKind::Kernel => "KVM_IRQ_LINE",
+            },
+            apic_ids: apic_ids.to_vec(),
+            seconds: stopped.ran.as_secs_f64(),
+            commits: stats.commits,
+            lines: stats.lines.clone(),
+            kvm: stopped.calls,
+            messages: Messages {
+                memory_writes: stats.memory_writes,
+                dropped: stats.dropped,
+                host_errors: stats.host_errors,
+            },
+            exits: exits.collect(),
+        }
+    }
+
+    /// Writes the JSON.
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        let json = serde_json::to_vec_pretty(self).map_err(|why| Error::file("report", path, why))?;
+        std::fs::write(path, json).map_err(|why| Error::file("report", path, why))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stopped, path, seconds, commits, .. } = self;
+        writeln!(f, "\nirqfabric: {stopped} after {seconds:.1} s; {commits} table commits")?;
+        writeln!(
+            f,
+            "{:>5}  {:<28}{:>11}{:>11}{:>9}{:>11}",
+            "GSI", "source", "raised", "delivered", "refused", "ended"
+        )?;
+        for LineStats { gsi, sources, pin } in &self.lines {
+            for (index, source) in sources.iter().enumerate() {
+                write!(f, "{gsi:>5}  {:<28}{:>11}", source.name, source.raised)?;
+                // A line's pin is counted once, however many sources it has.
+                match (index, self.irqchip) {
+                    (0, IrqchipKind::Split) => {
+                        writeln!(f, "{:>11}{:>9}{:>11}", pin.delivered, pin.refused, pin.ended)?;
+                    }
+                    (0, IrqchipKind::Kernel) => writeln!(f, "  by {path}")?,
+                    _ => writeln!(f, "  (same line)")?,
+                }
+            }
+        }
+        writeln!(f, "{:>7}{:<28}{:>11}{:>15}", "", "exit", "count", "time")?;
+        for ExitTally { kind, count, seconds, .. } in &self.exits {
+            writeln!(f, "{:>7}{kind:<28}{count:>11}{:>12.1} ms", "", seconds * 1e3)?;
+        }
+        Ok(())
+    }
+}
+
+/// A vCPU that could not go on, for people.
+pub struct PostMortem<'a>(pub &'a Crash);
+
+impl fmt::Display for PostMortem<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Crash { apic_id, what, regs, sregs, last } = self.0;
+        writeln!(f, "vCPU {apic_id}: {what}")?;
+        if let Some(r) = regs {
+            let rows = [
+                [("rip", r.rip), ("rfl", r.rflags), ("rsp", r.rsp), ("rbp", r.rbp)],
+                [("rax", r.rax), ("rbx", r.rbx), ("rcx", r.rcx), ("rdx", r.rdx)],
+                [("rsi", r.rsi), ("rdi", r.rdi), ("r8", r.r8), ("r9", r.r9)],
+                [("r10", r.r10), ("r11", r.r11), ("r12", r.r12), ("r13", r.r13)],
+            ];
+            for row in rows.iter().chain([&[("r14", r.r14), ("r15", r.r15), ("", 0), ("", 0)]]) {
+                for (name, value) in row.iter().filter(|(name, _)| !name.is_empty()) {
+                    write!(f, "{name:>4} {value:016x}")?;
+                }
+                writeln!(f)?;
+            }
+        }
+        if let Some(s) = sregs {
+            writeln!(f, " cr0 {:016x} cr2 {:016x} cr3 {:016x}", s.cr0, s.cr2, s.cr3)?;
+            writeln!(
+                f,
+                " cr4 {:016x} efer {:x} cs {:x}:{:x} l{} db{}",
+                s.cr4, s.efer, s.cs.selector, s.cs.base, s.cs.l, s.cs.db
+            )?;
+        }
+        writeln!(f, "its last exits, oldest first:")?;
+        last.iter().try_for_each(|exit| writeln!(f, "  {exit}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Stop;
+    use crate::machine::exits::Exit;
+    use irqfabric::fabric::{PinStats, Stats};
+    use irqfabric::line::SourceStats;
+    use std::time::Duration;
+
+    fn report(irqchip: IrqchipKind) -> Report {
+        let source = |name: &str| SourceStats { name: name.into(), raised: u64::from(u32::MAX) };
+        let pin = PinStats { delivered: u64::from(u32::MAX), refused: 1, ended: u64::from(u32::MAX) };
+        let lines = vec![LineStats { gsi: 383, sources: vec![source("disk0"), source("disk1")], pin }];
+        let mut exits = Exits::default();
+        exits.note(Exit::bare(ExitKind::IoapicEoi, 0x31), Duration::from_micros(1500));
+        let stats = Stats { lines, commits: 7, ..Stats::default() };
+        let (calls, ran) = (Calls::default(), Duration::from_secs(4));
+        Report::new(irqchip, &[0], &Stopped { stop: Stop::PowerOff, ran, exits: vec![exits], stats, calls })
+    }
+
+    #[test]
+    fn the_table_fits_into_80_columns() {
+        for irqchip in [IrqchipKind::Split, IrqchipKind::Kernel] {
+            let table = report(irqchip).to_string();
+            assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+        }
+    }
+
+    #[test]
+    fn the_json_has_the_documented_shape() {
+        let json = serde_json::to_value(report(IrqchipKind::Split)).unwrap();
+        assert_eq!(json["commits"], 7);
+        assert_eq!(json["path"], "KVM_SIGNAL_MSI");
+        assert_eq!(json["lines"][0]["sources"][1]["name"], "disk1");
+        assert_eq!(json["lines"][0]["pin"]["refused"], 1);
+        assert_eq!(json["exits"][0]["kind"], "ioapic-eoi");
+        assert_eq!(json["exits"][0]["per_vcpu"][0], 1);
+    }
+}
