@@ -3,16 +3,17 @@
 //! ```json
 //! { "stopped": "the guest powered off", "irqchip": "split", "path": "KVM_SIGNAL_MSI", "apic_ids": [0, 1],
 //!   "seconds": 4.2, "commits": 3,
-//!   "lines": [ { "gsi": 5, "sources": [ { "name": "disk0", "raised": 61 } ],
-//!                "pin": { "delivered": 61, "refused": 0, "ended": 61 } } ],
+//!   "lines": [ { "gsi": 5, "name": "disk0", "raised": 61, "delivered": 61, "refused": 0, "ended": 61 } ],
 //!   "kvm": { "deliveries": 123, "refused": 0, "commits": 3 },
 //!   "messages": { "memory_writes": 0, "dropped": 0, "host_errors": 0 },
 //!   "exits": [ { "kind": "ioapic-eoi", "count": 61, "seconds": 0.0001, "per_vcpu": [61, 0] } ] }
 //! ```
 //!
-//! `raised` counts a source's rises, pulses included; `delivered`, `refused` and `ended` are the IOAPIC pin's messages and
-//! ended level interrupts, and all zero under `--irqchip kernel`, where KVM keeps them to itself and `path` is KVM_IRQ_LINE.
-//! `commits` counts KVM_SET_GSI_ROUTING. `seconds` of exits is the time between KVM_RUN's return and the next entry.
+//! There is an entry of `lines` for each source. `raised` counts its rises, pulses included; `delivered`, `refused` and
+//! `ended` are the messages and ended level interrupts of the IOAPIC pin that its line ends in, and so the same for all
+//! sources of a line. KVM's own IOAPIC keeps its counts to itself: under `--irqchip kernel`, `path` is KVM_IRQ_LINE and
+//! `delivered` counts the rises of the line's sources. `commits` counts KVM_SET_GSI_ROUTING. `seconds` of exits is the time
+//! between KVM_RUN's return and the next entry.
 
 use super::options::IrqchipKind;
 use crate::error::Error;
@@ -32,10 +33,24 @@ pub struct Report {
     apic_ids: Vec<u32>,
     seconds: f64,
     commits: u64,
-    lines: Vec<LineStats>,
+    lines: Vec<Source>,
     kvm: Calls,
     messages: Messages,
     exits: Vec<ExitTally>,
+}
+
+/// What one source did, and the pin that its line ends in.
+#[derive(Debug, Serialize)]
+struct Source {
+    gsi: u32,
+    name: String,
+    raised: u64,
+    delivered: u64,
+    refused: u64,
+    ended: u64,
+    /// Whether another source of the line comes before it.
+    #[serde(skip)]
+    again: bool,
 }
 
 /// Messages that did not become interrupts, and what the host could not do.
@@ -75,7 +90,7 @@ impl Report {
             apic_ids: apic_ids.to_vec(),
             seconds: stopped.ran.as_secs_f64(),
             commits: stats.commits,
-            lines: stats.lines.clone(),
+            lines: stats.lines.iter().flat_map(|line| sources(line, irqchip)).collect(),
             kvm: stopped.calls,
             messages: Messages {
                 memory_writes: stats.memory_writes,
@@ -88,7 +103,8 @@ impl Report {
 
     /// Writes the JSON.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        let json = serde_json::to_vec_pretty(self).map_err(|why| Error::file("report", path, why))?;
+        let mut json = serde_json::to_vec_pretty(self).map_err(|why| Error::file("report", path, why))?;
+        json.push(b'\n');
         std::fs::write(path, json).map_err(|why| Error::file("report", path, why))
     }
 }
@@ -102,17 +118,12 @@ impl fmt::Display for Report {
             "{:>5}  {:<28}{:>11}{:>11}{:>9}{:>11}",
             "GSI", "source", "raised", "delivered", "refused", "ended"
         )?;
-        for LineStats { gsi, sources, pin } in &self.lines {
-            for (index, source) in sources.iter().enumerate() {
-                write!(f, "{gsi:>5}  {:<28}{:>11}", source.name, source.raised)?;
-                // A line's pin is counted once, however many sources it has.
-                match (index, self.irqchip) {
-                    (0, IrqchipKind::Split) => {
-                        writeln!(f, "{:>11}{:>9}{:>11}", pin.delivered, pin.refused, pin.ended)?;
-                    }
-                    (0, IrqchipKind::Kernel) => writeln!(f, "  by {path}")?,
-                    _ => writeln!(f, "  (same line)")?,
-                }
+        for Source { gsi, name, raised, delivered, refused, ended, again } in &self.lines {
+            write!(f, "{gsi:>5}  {name:<28}{raised:>11}")?;
+            match (again, self.irqchip) {
+                (true, _) => writeln!(f, "  (same line)")?,
+                (false, IrqchipKind::Kernel) => writeln!(f, "  by {path}")?,
+                (false, IrqchipKind::Split) => writeln!(f, "{delivered:>11}{refused:>9}{ended:>11}")?,
             }
         }
         writeln!(f, "{:>7}{:<28}{:>11}{:>15}", "", "exit", "count", "time")?;
@@ -121,6 +132,23 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+fn sources(line: &LineStats, irqchip: IrqchipKind) -> impl Iterator<Item = Source> + '_ {
+    let LineStats { gsi, sources, pin } = line;
+    let delivered = match irqchip {
+        IrqchipKind::Split => pin.delivered,
+        IrqchipKind::Kernel => sources.iter().map(|source| source.raised).sum(),
+    };
+    sources.iter().enumerate().map(move |(index, source)| Source {
+        gsi: *gsi,
+        name: source.name.clone(),
+        raised: source.raised,
+        delivered,
+        refused: pin.refused,
+        ended: pin.ended,
+        again: index > 0,
+    })
 }
 
 /// A vCPU that could not go on, for people.
@@ -190,8 +218,8 @@ mod tests {
         let json = serde_json::to_value(report(IrqchipKind::Split)).unwrap();
         assert_eq!(json["commits"], 7);
         assert_eq!(json["path"], "KVM_SIGNAL_MSI");
-        assert_eq!(json["lines"][0]["sources"][1]["name"], "disk1");
-        assert_eq!(json["lines"][0]["pin"]["refused"], 1);
+        assert_eq!(json["lines"][1]["name"], "disk1");
+        assert_eq!(json["lines"][1]["refused"], 1);
         assert_eq!(json["exits"][0]["kind"], "ioapic-eoi");
         assert_eq!(json["exits"][0]["per_vcpu"][0], 1);
     }
