@@ -106,6 +106,16 @@ impl Cpuid {
     }
 }
 
+/// Switches a vCPU's local APIC to x2APIC mode: what firmware does before it hands over a machine with APIC ids that xAPIC
+/// mode cannot name. Linux ignores such processors otherwise (`acpi_parse_x2apic`), and to one in xAPIC mode, id 255 is
+/// everybody.
+pub fn enter_x2apic_mode(vcpu: &VcpuFd) -> Result<(), Error> {
+    const APIC_BASE_X2APIC: u64 = 1 << 10;
+    let mut sregs = vcpu.get_sregs().map_err(Error::kvm("KVM_GET_SREGS"))?;
+    sregs.apic_base |= APIC_BASE_X2APIC;
+    vcpu.set_sregs(&sregs).map_err(Error::kvm("KVM_SET_SREGS"))
+}
+
 /// Control register bits (Intel SDM vol. 3A, 2.5).
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;

@@ -105,8 +105,8 @@ pub struct Stopped {
 impl Machine {
     /// Makes the machine: memory, irqchip, vCPUs with their CPUID, and an empty bus.
     ///
-    /// No register is set and no thread started. The guest is told of 15-bit message destinations
-    /// (KVM_FEATURE_MSI_EXT_DEST_ID) if and only if one of its APIC ids needs them.
+    /// No register is set and no thread started. If and only if one of its APIC ids needs them, the guest is told of
+    /// 15-bit message destinations (KVM_FEATURE_MSI_EXT_DEST_ID) and its vCPUs begin in x2APIC mode.
     pub fn new(host: &Host, config: &Config) -> Result<Self, Error> {
         check_apic_ids(host, config)?;
         let memory = allocate(config.memory)?;
@@ -128,6 +128,9 @@ impl Machine {
         let vcpus = config.apic_ids.iter().map(|&apic_id| {
             let vcpu = vm.create_vcpu(apic_id.into()).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
             vcpu.set_cpuid2(&cpuid.of(apic_id)?).map_err(Error::kvm("KVM_SET_CPUID2"))?;
+            if destinations == DestinationFormat::Fifteen {
+                cpu::enter_x2apic_mode(&vcpu)?;
+            }
             Ok(vcpu)
         });
         let vcpus = vcpus.collect::<Result<_, Error>>()?;
