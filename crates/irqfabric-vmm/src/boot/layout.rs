@@ -21,7 +21,9 @@ pub const LOW_END: u64 = 0x9_fc00;
 /// ACPI tables, RSDP first: where guests look for it that are not told.
 pub const ACPI: u64 = 0xe_0000;
 /// One past the last byte that the tables may take.
-pub const ACPI_END: u64 = HIGH_START;
+pub const ACPI_END: u64 = RESET_VECTOR;
+/// Where a processor in real mode starts after a reset.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Memory from here on is the kernel's.
 pub const HIGH_START: u64 = 0x10_0000;
 /// The first virtio-mmio device, and from one to the next.
@@ -47,7 +49,7 @@ pub fn memory_map(memory: u64) -> Vec<Stretch> {
     let stretch = |start, end, kind| Stretch { start, size: end - start, kind };
     let mut map = vec![
         stretch(0, LOW_END, RAM),
-        stretch(ACPI, ACPI_END, ACPI_TABLES),
+        stretch(ACPI, HIGH_START, ACPI_TABLES),
         stretch(HIGH_START, low.max(HIGH_START), RAM),
     ];
     if memory > low {

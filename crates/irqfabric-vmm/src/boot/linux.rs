@@ -7,14 +7,11 @@ use super::layout;
 use super::options::Args;
 use crate::error::Error;
 use crate::machine::{LOW_MEMORY_END, Machine, cpu};
-use kvm_bindings::{
-    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_irqchip__bindgen_ty_1, kvm_pic_state, kvm_regs,
-};
-use kvm_ioctls::VmFd;
+use kvm_bindings::kvm_regs;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
-use linux_loader::loader::{BzImage, KernelLoader};
+use linux_loader::loader::{self, BzImage, KernelLoader, bzimage};
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::Path;
@@ -48,17 +45,6 @@ pub fn load(machine: &Machine, args: &Args, rsdp: u64) -> Result<(), Error> {
             cpu::start_long_mode(vcpu, layout::GDT, layout::PAGE_TABLES, regs)
         }
     }
-}
-
-/// Masks KVM's PIC, as firmware would: Linux, told that there is none, never does, and the boot processor's LVT0 is open
-/// for it (KVM_X86_QUIRK_LINT0_REENABLED).
-pub fn silence_pic(vm: &VmFd) -> Result<(), Error> {
-    for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
-        let pic = kvm_pic_state { imr: 0xff, ..Default::default() };
-        let chip = kvm_irqchip { chip_id, chip: kvm_irqchip__bindgen_ty_1 { pic }, ..Default::default() };
-        vm.set_irqchip(&chip).map_err(Error::kvm("KVM_SET_IRQCHIP"))?;
-    }
-    Ok(())
 }
 
 struct Loader<'a> {
@@ -124,11 +110,13 @@ impl Loader<'_> {
         const ENTRY_64: u64 = 0x200;
         let path = &self.args.kernel;
         let start = Some(GuestAddress(layout::HIGH_START));
-        let refused = |why: &dyn std::fmt::Display| {
-            Error::file("kernel", path, format!("is neither a bzImage nor an ELF image that can be loaded ({why})"))
-        };
-        let loaded = BzImage::load(self.memory, None, file, start).map_err(|why| refused(&why))?;
-        let header = loaded.setup_header.ok_or_else(|| refused(&"no setup header"))?;
+        let loaded = BzImage::load(self.memory, None, file, start).map_err(|why| match why {
+            loader::Error::Bzimage(bzimage::Error::ReadBzImageCompressedKernel) => {
+                Error::file("kernel", path, "is cut short")
+            }
+            _ => Error::file("kernel", path, "is neither a bzImage nor an ELF image"),
+        })?;
+        let header = loaded.setup_header.ok_or_else(|| Error::file("kernel", path, "has no setup header"))?;
         if header.version < 0x20c || header.xloadflags & XLF_KERNEL_64 == 0 {
             return Err(Error::file("kernel", path, "has no 64-bit entry"));
         }

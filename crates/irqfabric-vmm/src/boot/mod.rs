@@ -5,6 +5,7 @@
 
 mod acpi;
 mod disks;
+mod firmware;
 mod layout;
 pub mod linux;
 mod options;
@@ -45,8 +46,9 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
         Profile::Linux => {
             power::attach(&mut machine)?;
             disks.attach(&mut machine)?;
+            firmware::install_reset_vector(machine.memory())?;
             if args.irqchip == IrqchipKind::Kernel {
-                linux::silence_pic(machine.vm())?;
+                firmware::silence_pic(machine.vm())?;
             }
             let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &acpi::ioapics(&machine), disks: &disks };
             let rsdp = tables.write(machine.memory())?;
