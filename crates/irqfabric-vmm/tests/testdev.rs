@@ -306,7 +306,7 @@ fn unable() -> Option<&'static str> {
     if !Path::new("/dev/kvm").exists() {
         return Some("there is no /dev/kvm on this machine");
     }
-    // Its guests fail on the first interrupt in 32-bit protected mode: KVM_EXIT_INTERNAL_ERROR at IRETD, or a triple fault.
+    // Its guests fail at the end of the first interrupt in 32-bit protected mode: KVM_EXIT_INTERNAL_ERROR at IRETD.
     let paravirtual = Path::new("/sys/module/kvm_pvm").exists();
     paravirtual.then_some("this machine's KVM is kvm_pvm, which has no interrupts in 32-bit protected mode")
 }

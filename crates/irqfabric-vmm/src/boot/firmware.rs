@@ -25,8 +25,8 @@ pub fn install_reset_vector(memory: &GuestMemoryMmap) -> Result<(), Error> {
     written.map_err(|_| Error::TooLittleMemory { size: 0, what: "a kernel".into(), needed: 1 })
 }
 
-/// Masks KVM's PIC: Linux, told that there is none, never does, and the boot processor's LVT0 is open for it
-/// (KVM_X86_QUIRK_LINT0_REENABLED).
+/// Masks KVM's PIC. Lines of GSIs below 16 end there as well, and the boot processor's LVT0 is open for it
+/// (KVM_X86_QUIRK_LINT0_REENABLED): a guest that knows of no PIC would get exceptions for interrupts.
 pub fn silence_pic(vm: &VmFd) -> Result<(), Error> {
     for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
         let pic = kvm_pic_state { imr: 0xff, ..Default::default() };

@@ -42,14 +42,14 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
 
     let serial = Arc::new(SerialPort::new(machine.fabric().line(serial::COM1_GSI)?.source("serial")));
     machine.register_pio(serial::COM1, serial::PORTS, serial.clone())?;
+    if args.irqchip == IrqchipKind::Kernel {
+        firmware::silence_pic(machine.vm())?;
+    }
     match args.profile {
         Profile::Linux => {
             power::attach(&mut machine)?;
             disks.attach(&mut machine)?;
             firmware::install_reset_vector(machine.memory())?;
-            if args.irqchip == IrqchipKind::Kernel {
-                firmware::silence_pic(machine.vm())?;
-            }
             let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &acpi::ioapics(&machine), disks: &disks };
             let rsdp = tables.write(machine.memory())?;
             linux::load(&machine, args, rsdp)?;

@@ -158,6 +158,9 @@ impl fmt::Display for PostMortem<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Crash { apic_id, what, regs, sregs, last } = self.0;
         writeln!(f, "vCPU {apic_id}: {what}")?;
+        if self.0.was_reset() {
+            writeln!(f, "KVM has reset it already: its registers at the fault are lost")?;
+        }
         if let Some(r) = regs {
             let rows = [
                 [("rip", r.rip), ("rfl", r.rflags), ("rsp", r.rsp), ("rbp", r.rbp)],

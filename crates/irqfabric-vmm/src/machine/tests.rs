@@ -81,7 +81,7 @@ fn a_triple_fault_shows_registers_and_the_last_exits() {
     let regs = kvm_regs { rip: 0x1000, rax: 0x5a, ..Default::default() };
     cpu::start_protected_mode(&machine.vcpus()[0], 0x500, regs).unwrap();
     let Stop::Crash(crash) = machine.start().unwrap().wait().stop else { panic!("it did not crash") };
-    assert_eq!(crash.regs.unwrap().rax, 0x5a);
+    assert!(crash.was_reset() || crash.regs.unwrap().rax == 0x5a, "{crash:?}");
     assert_eq!(crash.last[0].to_string(), "port write 0x80: 0x5a");
 }
 

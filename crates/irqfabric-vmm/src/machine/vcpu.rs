@@ -37,6 +37,18 @@ pub struct Crash {
     pub last: Vec<Exit>,
 }
 
+impl Crash {
+    /// Whether the registers are those of a processor after reset: all that kvm_amd leaves of one that triple-faults
+    /// (Linux `arch/x86/kvm/svm/svm.c`, shutdown_interception).
+    pub fn was_reset(&self) -> bool {
+        const RESET_VECTOR: (u64, u64) = (0xffff_0000, 0xfff0);
+        match (&self.regs, &self.sregs) {
+            (Some(regs), Some(sregs)) => (sregs.cs.base, regs.rip) == RESET_VECTOR,
+            _ => false,
+        }
+    }
+}
+
 /// What to do after an exit.
 enum Then {
     GoOn,
