@@ -63,6 +63,9 @@ pub enum Error {
         /// What would be enough, in MiB.
         needed: u64,
     },
+    /// There is not even memory for what every guest starts with, which is all in the first MiB.
+    #[error("there is no memory for {0}: raise --memory")]
+    NoRoom(&'static str),
     /// More vCPUs than KVM takes.
     #[error("{asked} vCPUs are more than the {most} of this KVM (KVM_CAP_MAX_VCPUS)")]
     TooManyVcpus {

@@ -156,7 +156,7 @@ impl Placed<'_> {
             )));
         }
         let written = self.memory.write_slice(table, GuestAddress(address));
-        written.map_err(|_| Error::TooLittleMemory { size: 0, what: "the ACPI tables".into(), needed: 1 })?;
+        written.map_err(|_| Error::NoRoom("the ACPI tables"))?;
         Ok(address)
     }
 }

@@ -21,8 +21,7 @@ pub fn install_reset_vector(memory: &GuestMemoryMmap) -> Result<(), Error> {
         0xf4,                     // hlt
         0xeb, 0xfd,               // jmp to the hlt
     ];
-    let written = memory.write_slice(&code, GuestAddress(RESET_VECTOR));
-    written.map_err(|_| Error::TooLittleMemory { size: 0, what: "a kernel".into(), needed: 1 })
+    memory.write_slice(&code, GuestAddress(RESET_VECTOR)).map_err(|_| Error::NoRoom("the reset vector"))
 }
 
 /// Masks KVM's PIC. Lines of GSIs below 16 end there as well, and the boot processor's LVT0 is open for it

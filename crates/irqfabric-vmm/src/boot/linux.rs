@@ -142,8 +142,7 @@ impl Loader<'_> {
     }
 
     fn write<T: vm_memory::ByteValued>(&self, value: T, address: u64) -> Result<(), Error> {
-        let too_little = |_| Error::TooLittleMemory { size: 0, what: "a kernel".into(), needed: 1 };
-        self.memory.write_obj(value, GuestAddress(address)).map_err(too_little)
+        self.memory.write_obj(value, GuestAddress(address)).map_err(|_| Error::NoRoom("what the kernel starts with"))
     }
 
     fn command_line(&self, kernel: &Kernel) -> Result<(), Error> {
@@ -189,7 +188,7 @@ impl Loader<'_> {
         let level2 = level3 + PAGE;
         self.write(level3 | PRESENT_WRITABLE, layout::PAGE_TABLES)?;
         for gib in 0..4 {
-            self.write(level2 + gib * PAGE | PRESENT_WRITABLE, level3 + gib * 8)?;
+            self.write((level2 + gib * PAGE) | PRESENT_WRITABLE, level3 + gib * 8)?;
         }
         for page in 0..4 * 512 {
             self.write(page << 21 | LARGE | PRESENT_WRITABLE, level2 + page * 8)?;

@@ -59,14 +59,15 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
             testdev::load(&machine, args)?;
         }
     }
+    let target = args.report.as_deref().map(report::Target::create).transpose()?;
     let stopped = run(machine, serial)?;
     let report = Report::new(args.irqchip, &apic_ids, &stopped);
-    if let Some(path) = &args.report {
-        report.write(path)?;
-    }
     eprint!("{report}");
     if let Stop::Crash(crash) = &stopped.stop {
         eprint!("{}", report::PostMortem(crash));
+    }
+    if let Some(mut target) = target {
+        report.write(&mut target)?;
     }
     Ok(exit_code(&stopped.stop))
 }

@@ -22,7 +22,9 @@ use irqfabric::fabric::LineStats;
 use irqfabric::hv::Calls;
 use serde::Serialize;
 use std::fmt;
-use std::path::Path;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
 
 /// The report of one run.
 #[derive(Debug, Serialize)]
@@ -102,10 +104,24 @@ impl Report {
     }
 
     /// Writes the JSON.
-    pub fn write(&self, path: &Path) -> Result<(), Error> {
-        let mut json = serde_json::to_vec_pretty(self).map_err(|why| Error::file("report", path, why))?;
-        json.push(b'\n');
-        std::fs::write(path, json).map_err(|why| Error::file("report", path, why))
+    pub fn write(&self, to: &mut Target) -> Result<(), Error> {
+        let failed = |why: std::io::Error| Error::file("report", &to.path, why);
+        serde_json::to_writer_pretty(&mut to.file, self).map_err(|why| failed(why.into()))?;
+        to.file.write_all(b"\n").and_then(|()| to.file.flush()).map_err(failed)
+    }
+}
+
+/// The file that a report goes to, made before the guest runs: a name that cannot be written is no news for its end.
+pub struct Target {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl Target {
+    /// Makes the file.
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let file = File::create(path).map_err(|why| Error::file("report", path, why))?;
+        Ok(Self { path: path.into(), file: BufWriter::new(file) })
     }
 }
 
@@ -161,27 +177,26 @@ impl fmt::Display for PostMortem<'_> {
         if self.0.was_reset() {
             writeln!(f, "KVM has reset it already: its registers at the fault are lost")?;
         }
-        if let Some(r) = regs {
-            let rows = [
-                [("rip", r.rip), ("rfl", r.rflags), ("rsp", r.rsp), ("rbp", r.rbp)],
-                [("rax", r.rax), ("rbx", r.rbx), ("rcx", r.rcx), ("rdx", r.rdx)],
-                [("rsi", r.rsi), ("rdi", r.rdi), ("r8", r.r8), ("r9", r.r9)],
-                [("r10", r.r10), ("r11", r.r11), ("r12", r.r12), ("r13", r.r13)],
-            ];
-            for row in rows.iter().chain([&[("r14", r.r14), ("r15", r.r15), ("", 0), ("", 0)]]) {
-                for (name, value) in row.iter().filter(|(name, _)| !name.is_empty()) {
-                    write!(f, "{name:>4} {value:016x}")?;
-                }
-                writeln!(f)?;
+        let general = regs.iter().flat_map(|r| {
+            let first =
+                [("rip", r.rip), ("rsp", r.rsp), ("rbp", r.rbp), ("rax", r.rax), ("rbx", r.rbx), ("rcx", r.rcx)];
+            let second = [("rdx", r.rdx), ("rsi", r.rsi), ("rdi", r.rdi), ("r8", r.r8), ("r9", r.r9), ("r10", r.r10)];
+            let third =
+                [("r11", r.r11), ("r12", r.r12), ("r13", r.r13), ("r14", r.r14), ("r15", r.r15), ("rfl", r.rflags)];
+            [first, second, third].concat()
+        });
+        let control = sregs.iter().flat_map(|s| {
+            let first = [("cr0", s.cr0), ("cr2", s.cr2), ("cr3", s.cr3), ("cr4", s.cr4), ("efer", s.efer)];
+            let second =
+                [("cs", s.cs.selector.into()), ("base", s.cs.base), ("l", s.cs.l.into()), ("db", s.cs.db.into())];
+            first.into_iter().chain(second)
+        });
+        let registers: Vec<_> = general.chain(control).collect();
+        for row in registers.chunks(3) {
+            for (name, value) in row {
+                write!(f, "{name:>5} {value:016x}")?;
             }
-        }
-        if let Some(s) = sregs {
-            writeln!(f, " cr0 {:016x} cr2 {:016x} cr3 {:016x}", s.cr0, s.cr2, s.cr3)?;
-            writeln!(
-                f,
-                " cr4 {:016x} efer {:x} cs {:x}:{:x} l{} db{}",
-                s.cr4, s.efer, s.cs.selector, s.cs.base, s.cs.l, s.cs.db
-            )?;
+            writeln!(f)?;
         }
         writeln!(f, "its last exits, oldest first:")?;
         last.iter().try_for_each(|exit| writeln!(f, "  {exit}"))

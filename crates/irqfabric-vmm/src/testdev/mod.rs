@@ -23,6 +23,6 @@ pub fn attach(machine: &mut Machine, memory: u64, cpus: usize) -> Result<(), Err
 pub fn load(machine: &Machine, args: &Args) -> Result<(), Error> {
     let regs = multiboot::load(machine.memory(), args)?;
     let written = machine.memory().write_obj(cpu::gdt(false), GuestAddress(GDT));
-    written.map_err(|_| Error::TooLittleMemory { size: 0, what: "a test image".into(), needed: 1 })?;
+    written.map_err(|_| Error::NoRoom("the segment descriptors"))?;
     cpu::start_protected_mode(&machine.vcpus()[0], GDT, regs)
 }

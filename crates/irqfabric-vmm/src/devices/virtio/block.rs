@@ -122,7 +122,7 @@ impl Disk {
     /// Where in the file `length` bytes from `sector` on are: whole sectors inside the disk, or nowhere.
     fn range(&self, sector: u64, length: usize) -> Result<(u64, usize), Refusal> {
         let sectors = length as u64 / SECTOR;
-        let whole = length as u64 % SECTOR == 0;
+        let whole = (length as u64).is_multiple_of(SECTOR);
         let inside = sector.checked_add(sectors).is_some_and(|end| end <= self.sectors);
         if whole && inside { Ok((sector * SECTOR, length)) } else { Err(Refusal::Failed) }
     }

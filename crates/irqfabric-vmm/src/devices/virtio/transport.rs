@@ -198,14 +198,14 @@ impl DeviceMmio for Transport {
             for (byte, from) in data.iter_mut().zip(into as usize..) {
                 *byte = config.get(from).copied().unwrap_or(0);
             }
-        } else if data.len() == 4 && offset % 4 == 0 {
+        } else if data.len() == 4 && offset.is_multiple_of(4) {
             data.copy_from_slice(&self.read(offset as u32).to_le_bytes());
         }
     }
 
     fn mmio_write(&self, _: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
         if let Ok(value) = data.try_into()
-            && offset % 4 == 0
+            && offset.is_multiple_of(4)
         {
             self.write(offset as u32, u32::from_le_bytes(value));
         }
