@@ -220,7 +220,11 @@ mod tests {
         exits.note(Exit::bare(ExitKind::IoapicEoi, 0x31), Duration::from_micros(1500));
         let stats = Stats { lines, commits: 7, ..Stats::default() };
         let (calls, ran) = (Calls::default(), Duration::from_secs(4));
-        Report::new(irqchip, &[0], &Stopped { stop: Stop::PowerOff, ran, exits: vec![exits], stats, calls })
+        Report::new(
+            irqchip,
+            &[0],
+            &Stopped { stop: Stop::PowerOff, ran, exits: vec![exits], stats, lapics: vec![None], calls },
+        )
     }
 
     #[test]

@@ -22,7 +22,7 @@ use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{Fabric, Stats};
 use irqfabric::hv::{Calls, Counted, Kvm};
 use irqfabric::msg::DestinationFormat;
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{kvm_lapic_state, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -78,7 +78,7 @@ pub struct Machine {
 
 /// A virtual machine whose vCPU threads run. Dropping it stops them and waits for them.
 pub struct Running {
-    threads: Vec<JoinHandle<Exits>>,
+    threads: Vec<JoinHandle<(Exits, Option<kvm_lapic_state>)>>,
     stop: StopSwitch,
     /// Held until the counts are taken: a source that is dropped takes its own with it.
     _bus: Arc<IoManager>,
@@ -98,6 +98,8 @@ pub struct Stopped {
     pub exits: Vec<Exits>,
     /// What went through the fabric, by line and source.
     pub stats: Stats,
+    /// The local APICs' registers as they were left, where KVM still gave them, in the same order.
+    pub lapics: Vec<Option<kvm_lapic_state>>,
     /// What the fabric asked of KVM.
     pub calls: Calls,
 }
@@ -216,12 +218,12 @@ impl Running {
     pub fn wait(mut self) -> Stopped {
         let stop = self.stop.wait();
         let ran = self.started.elapsed();
-        let exits = self.join();
-        Stopped { stop, ran, exits, stats: self.fabric.stats(), calls: self.hypervisor.calls() }
+        let (exits, lapics) = self.join().into_iter().unzip();
+        Stopped { stop, ran, exits, stats: self.fabric.stats(), lapics, calls: self.hypervisor.calls() }
     }
 
     /// The stop switch is thrown: fetches the threads out of the guest.
-    fn join(&mut self) -> Vec<Exits> {
+    fn join(&mut self) -> Vec<(Exits, Option<kvm_lapic_state>)> {
         for thread in &self.threads {
             kick::kick(thread);
         }

@@ -7,7 +7,7 @@ use super::exits::{Exit, ExitKind, Exits};
 use super::kick::Kickable;
 use super::stop::{Stop, StopSwitch};
 use irqfabric::fabric::Fabric;
-use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_regs, kvm_sregs};
+use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_lapic_state, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -56,8 +56,8 @@ enum Then {
     Crash(String),
 }
 
-/// Runs until the stop switch is thrown, by this vCPU or another.
-pub fn run(mut vcpu: VcpuFd, context: &Context) -> Exits {
+/// Runs until the stop switch is thrown, by this vCPU or another. Leaves its local APIC's registers, if KVM still gives them.
+pub fn run(mut vcpu: VcpuFd, context: &Context) -> (Exits, Option<kvm_lapic_state>) {
     // Also when a device panics: the others must not wait for ever. Too late to matter in the orderly case.
     let _lost = ThrowOnDrop(&context.stop);
     let mut exits = Exits::default();
@@ -85,7 +85,7 @@ pub fn run(mut vcpu: VcpuFd, context: &Context) -> Exits {
         let (regs, sregs) = (vcpu.get_regs().ok(), vcpu.get_sregs().ok());
         context.stop.throw(Stop::Crash(Box::new(Crash { apic_id: context.apic_id, what, regs, sregs, last })));
     }
-    exits
+    (exits, vcpu.get_lapic().ok())
 }
 
 struct ThrowOnDrop<'a>(&'a StopSwitch);
