@@ -1,2 +1,47 @@
-//! The command line of the reference VMM.
-fn main() {}
+//! The reference VMM's command line: `irqfabric run` shows the fabric at work, `irqfabric boot` boots a guest on it.
+//!
+//! Exit status: 0 as intended, 1 when the guest failed, 2 when it could not be started; then one sentence on stderr says
+//! why.
+
+mod boot;
+mod devices;
+mod error;
+mod machine;
+mod run;
+mod testdev;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Interrupts for virtual machines: a reference VMM.
+///
+/// Without a subcommand it does what `run` does.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: run::Args,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Shows the fabric at work with a small guest of its own
+    Run(run::Args),
+    /// Boots a kernel, or a bare-metal test image
+    Boot(Box<boot::Args>),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match &cli.command {
+        None => run::main(&cli.run),
+        Some(Command::Run(args)) => run::main(args),
+        Some(Command::Boot(args)) => boot::main(args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("irqfabric: {error}");
+        ExitCode::from(2)
+    })
+}

@@ -1,0 +1,103 @@
+//! `irqfabric boot`: boots a stock Linux kernel, or with `--profile testdev` a bare-metal test image.
+//!
+//! The machine has no firmware, no PIC that the guest would need, no PIT and no PCI: local APICs with the TSC-deadline
+//! timer, IOAPICs, a serial port, virtio-mmio disks, and hardware-reduced ACPI tables that say so.
+
+mod acpi;
+mod disks;
+mod firmware;
+mod layout;
+pub mod linux;
+mod options;
+mod report;
+
+pub use layout::GDT;
+pub use options::Args;
+
+use crate::devices::console::Console;
+use crate::devices::power;
+use crate::devices::serial::{self, SerialPort};
+use crate::error::Error;
+use crate::machine::{Config, Host, Irqchip, Machine, Stop, Stopped};
+use crate::testdev;
+use disks::Disks;
+use irqfabric::chip::ioapic::Ioapic;
+use options::{IrqchipKind, Profile};
+use report::Report;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Boots, runs to the end, and reports.
+pub fn main(args: &Args) -> Result<ExitCode, Error> {
+    let apic_ids = args.apic_ids()?;
+    let disks = Disks::plan(&args.disk, args.irqchip)?;
+    let host = Host::open()?;
+    let irqchip = match args.irqchip {
+        IrqchipKind::Split => Irqchip::Split((0..disks.ioapics()).map(|id| Ioapic::default().with_id(id)).collect()),
+        IrqchipKind::Kernel => Irqchip::Kernel,
+    };
+    let mut machine = Machine::new(&host, &Config { memory: args.memory.0, apic_ids: apic_ids.clone(), irqchip })?;
+
+    let serial = Arc::new(SerialPort::new(machine.fabric().line(serial::COM1_GSI)?.source("serial")));
+    machine.register_pio(serial::COM1, serial::PORTS, serial.clone())?;
+    if args.irqchip == IrqchipKind::Kernel {
+        firmware::silence_pic(machine.vm())?;
+    }
+    match args.profile {
+        Profile::Linux => {
+            power::attach(&mut machine)?;
+            disks.attach(&mut machine)?;
+            firmware::install_reset_vector(machine.memory())?;
+            let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &acpi::ioapics(&machine), disks: &disks };
+            let rsdp = tables.write(machine.memory())?;
+            linux::load(&machine, args, rsdp)?;
+        }
+        Profile::Testdev => {
+            testdev::attach(&mut machine, args.memory.0, apic_ids.len())?;
+            testdev::load(&machine, args)?;
+        }
+    }
+    let target = args.report.as_deref().map(report::Target::create).transpose()?;
+    let stopped = run(machine, serial)?;
+    let report = Report::new(args.irqchip, &apic_ids, &stopped);
+    eprint!("{report}");
+    if let Stop::Crash(crash) = &stopped.stop {
+        eprint!("{}", report::PostMortem(crash));
+    }
+    if let Some(mut target) = target {
+        report.write(&mut target)?;
+    }
+    Ok(exit_code(&stopped.stop))
+}
+
+/// Runs it with a console and with signals that end it in good order. Whatever happens, the terminal is given back.
+fn run(machine: Machine, serial: Arc<SerialPort>) -> Result<Stopped, Error> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(|source| Error::Host { what: "install signal handlers", source })?;
+    let (handle, stop) = (signals.handle(), machine.stop_switch().clone());
+    let listen = move || {
+        if let Some(signal) = signals.forever().next() {
+            stop.throw(Stop::Signal(signal));
+        }
+    };
+    let listener = std::thread::Builder::new().name("signals".into());
+    listener.spawn(listen).map_err(|source| Error::Host { what: "start a thread for signals", source })?;
+    let console = Console::start(serial, machine.stop_switch().clone())?;
+    let stopped = machine.start()?.wait();
+    drop(console);
+    handle.close();
+    Ok(stopped)
+}
+
+/// 0 for an end that the guest meant, 1 for one that it did not; a test image says it itself, as QEMU's isa-debug-exit
+/// has it; a signal gives what a shell expects.
+fn exit_code(stop: &Stop) -> ExitCode {
+    match stop {
+        Stop::PowerOff | Stop::Reset | Stop::Finished => ExitCode::SUCCESS,
+        Stop::DebugExit(value) => ExitCode::from((value << 1 | 1) as u8),
+        Stop::Signal(number) => ExitCode::from(128 | *number as u8),
+        Stop::Crash(_) | Stop::ThreadLost | Stop::Dropped => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,152 @@
+//! The options of `irqfabric boot`, and what their words mean.
+
+use crate::error::Error;
+use clap::{Args as ClapArgs, ValueEnum};
+use irqfabric::msg::Trigger;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// The options of `irqfabric boot`.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Kernel: a bzImage, or a vmlinux with a PVH entry; with `--profile testdev` a multiboot image
+    #[arg(long, value_name = "IMAGE")]
+    pub kernel: PathBuf,
+    /// Initial RAM disk; with `--profile testdev` a module, several separated by commas
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "STRING")]
+    pub append: Option<String>,
+    /// How many vCPUs, with APIC ids from 0 on
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "apic_ids")]
+    vcpus: u32,
+    /// One vCPU for each of these APIC ids; the first must be 0
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    apic_ids: Vec<u32>,
+    /// Guest memory, in MiB or with a unit: 512M, 2G
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub memory: Size,
+    /// Raw image as a virtio disk: its interrupt is a level (default) or an edge, its line the next free one or
+    /// that of GSI N, which disks may share
+    #[arg(long, value_name = "FILE[,ro][,level|edge][,gsi=N]")]
+    pub disk: Vec<DiskOption>,
+    /// Whose IOAPIC: irqfabric's, or KVM's own for comparison
+    #[arg(long, value_enum, default_value_t = IrqchipKind::Split)]
+    pub irqchip: IrqchipKind,
+    /// What kind of machine
+    #[arg(long, value_enum, default_value_t = Profile::Linux)]
+    pub profile: Profile,
+    /// Writes what happened, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+impl Args {
+    /// The APIC ids of the vCPUs.
+    pub fn apic_ids(&self) -> Result<Vec<u32>, Error> {
+        match (self.apic_ids.as_slice(), self.vcpus) {
+            ([], 0) => Err(Error::Options("--vcpus 0: a machine needs at least one".into())),
+            ([], count) => Ok((0..count).collect()),
+            (ids, _) => Ok(ids.to_vec()),
+        }
+    }
+}
+
+/// What kind of machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Profile {
+    /// For Linux: ACPI, disks
+    Linux,
+    /// For bare-metal test images: multiboot, debug exit, test lines, fw_cfg
+    Testdev,
+}
+
+/// Whose IOAPIC the lines end in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IrqchipKind {
+    /// irqfabric's, on KVM's split irqchip
+    Split,
+    /// KVM's own, with its PIC
+    Kernel,
+}
+
+/// A size in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, shift) = match text.trim_end_matches(|c: char| c.is_ascii_alphabetic()) {
+            number if number.len() == text.len() => (number, 20),
+            number => match &text[number.len()..].to_ascii_uppercase() as &str {
+                "M" | "MIB" => (number, 20),
+                "G" | "GIB" => (number, 30),
+                unit => return Err(format!("{unit} is no unit for memory: M or G")),
+            },
+        };
+        let number: u64 = number.parse().map_err(|_| format!("{number:?} is not a number"))?;
+        let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes < 1 << 46);
+        bytes.map(Self).ok_or_else(|| format!("{text} is more than any machine has"))
+    }
+}
+
+/// One `--disk`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskOption {
+    /// The image.
+    pub path: PathBuf,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// How it interrupts.
+    pub trigger: Trigger,
+    /// Its line, if not the next free one.
+    pub gsi: Option<u32>,
+}
+
+impl FromStr for DiskOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut words = text.split(',');
+        let path = PathBuf::from(words.next().unwrap_or_default());
+        let mut disk = Self { path, read_only: false, trigger: Trigger::Level, gsi: None };
+        for word in words {
+            match (word, word.strip_prefix("gsi=")) {
+                ("ro", _) => disk.read_only = true,
+                ("level", _) => disk.trigger = Trigger::Level,
+                ("edge", _) => disk.trigger = Trigger::Edge,
+                (_, Some(gsi)) => disk.gsi = Some(gsi.parse().map_err(|_| format!("{gsi:?} is not a GSI"))?),
+                _ => return Err(format!("{word:?} is none of ro, level, edge, gsi=N")),
+            }
+        }
+        Ok(disk)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_in_mib_unless_they_say_otherwise() {
+        let size = |text: &str| text.parse().map(|Size(bytes)| bytes >> 20);
+        assert_eq!(size("512"), Ok(512));
+        assert_eq!(size("512M"), Ok(512));
+        assert_eq!(size("2g"), Ok(2048));
+        assert!(size("2T").is_err() && size("M").is_err() && size("").is_err() && size("99999999G").is_err());
+    }
+
+    #[test]
+    fn a_disk_says_how_and_where_it_interrupts() {
+        let disk = |path: &str| DiskOption { path: path.into(), read_only: false, trigger: Trigger::Level, gsi: None };
+        assert_eq!("a.img".parse(), Ok(disk("a.img")));
+        let shared = DiskOption { read_only: true, trigger: Trigger::Edge, gsi: Some(9), ..disk("b") };
+        assert_eq!("b,ro,edge,gsi=9".parse(), Ok(shared));
+        assert!("b,rw".parse::<DiskOption>().is_err() && "b,gsi=x".parse::<DiskOption>().is_err());
+    }
+}

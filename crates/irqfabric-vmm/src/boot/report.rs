@@ -1,0 +1,248 @@
+//! What happened, as JSON for programs and as a table for people.
+//!
+//! ```json
+//! { "stopped": "the guest powered off", "irqchip": "split", "path": "KVM_SIGNAL_MSI", "apic_ids": [0, 1],
+//!   "seconds": 4.2, "commits": 3,
+//!   "lines": [ { "gsi": 5, "name": "disk0", "raised": 61, "delivered": 61, "refused": 0, "ended": 61 } ],
+//!   "kvm": { "deliveries": 123, "refused": 0, "commits": 3 },
+//!   "messages": { "memory_writes": 0, "dropped": 0, "host_errors": 0 },
+//!   "exits": [ { "kind": "ioapic-eoi", "count": 61, "seconds": 0.0001, "per_vcpu": [61, 0] } ] }
+//! ```
+//!
+//! There is an entry of `lines` for each source. `raised` counts its rises, pulses included; `delivered`, `refused` and
+//! `ended` are the messages and ended level interrupts of the IOAPIC pin that its line ends in, and so the same for all
+//! sources of a line. KVM's own IOAPIC keeps its counts to itself: under `--irqchip kernel`, `path` is KVM_IRQ_LINE and
+//! `delivered` counts the rises of the line's sources. `commits` counts KVM_SET_GSI_ROUTING. `seconds` of exits is the time
+//! between KVM_RUN's return and the next entry.
+
+use super::options::IrqchipKind;
+use crate::error::Error;
+use crate::machine::{Crash, ExitKind, Exits, Stopped};
+use irqfabric::fabric::LineStats;
+use irqfabric::hv::Calls;
+use serde::Serialize;
+use std::fmt;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+
+/// The report of one run.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    stopped: String,
+    irqchip: IrqchipKind,
+    path: &'static str,
+    apic_ids: Vec<u32>,
+    seconds: f64,
+    commits: u64,
+    lines: Vec<Source>,
+    kvm: Calls,
+    messages: Messages,
+    exits: Vec<ExitTally>,
+}
+
+/// What one source did, and the pin that its line ends in.
+#[derive(Debug, Serialize)]
+struct Source {
+    gsi: u32,
+    name: String,
+    raised: u64,
+    delivered: u64,
+    refused: u64,
+    ended: u64,
+    /// Whether another source of the line comes before it.
+    #[serde(skip)]
+    again: bool,
+}
+
+/// Messages that did not become interrupts, and what the host could not do.
+#[derive(Debug, Serialize)]
+struct Messages {
+    memory_writes: u64,
+    dropped: u64,
+    host_errors: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ExitTally {
+    kind: ExitKind,
+    count: u64,
+    seconds: f64,
+    per_vcpu: Vec<u64>,
+}
+
+impl Report {
+    /// Of a machine that has stopped.
+    pub fn new(irqchip: IrqchipKind, apic_ids: &[u32], stopped: &Stopped) -> Self {
+        let total = Exits::total(&stopped.exits);
+        let exits = ExitKind::ALL.into_iter().filter(|kind| total.of(*kind).count > 0).map(|kind| ExitTally {
+            kind,
+            count: total.of(kind).count,
+            seconds: total.of(kind).time.as_secs_f64(),
+            per_vcpu: stopped.exits.iter().map(|exits| exits.of(kind).count).collect(),
+        });
+        let stats = &stopped.stats;
+        Self {
+            stopped: stopped.stop.to_string(),
+            irqchip,
+            path: match irqchip {
+                IrqchipKind::Split => "KVM_SIGNAL_MSI",
+                IrqchipKind::Kernel => "KVM_IRQ_LINE",
+            },
+            apic_ids: apic_ids.to_vec(),
+            seconds: stopped.ran.as_secs_f64(),
+            commits: stats.commits,
+            lines: stats.lines.iter().flat_map(|line| sources(line, irqchip)).collect(),
+            kvm: stopped.calls,
+            messages: Messages {
+                memory_writes: stats.memory_writes,
+                dropped: stats.dropped,
+                host_errors: stats.host_errors,
+            },
+            exits: exits.collect(),
+        }
+    }
+
+    /// Writes the JSON.
+    pub fn write(&self, to: &mut Target) -> Result<(), Error> {
+        let failed = |why: std::io::Error| Error::file("report", &to.path, why);
+        serde_json::to_writer_pretty(&mut to.file, self).map_err(|why| failed(why.into()))?;
+        to.file.write_all(b"\n").and_then(|()| to.file.flush()).map_err(failed)
+    }
+}
+
+/// The file that a report goes to, made before the guest runs: a name that cannot be written is no news for its end.
+pub struct Target {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl Target {
+    /// Makes the file.
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let file = File::create(path).map_err(|why| Error::file("report", path, why))?;
+        Ok(Self { path: path.into(), file: BufWriter::new(file) })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stopped, path, seconds, commits, .. } = self;
+        writeln!(f, "\nirqfabric: {stopped} after {seconds:.1} s; {commits} table commits")?;
+        writeln!(
+            f,
+            "{:>5}  {:<28}{:>11}{:>11}{:>9}{:>11}",
+            "GSI", "source", "raised", "delivered", "refused", "ended"
+        )?;
+        for Source { gsi, name, raised, delivered, refused, ended, again } in &self.lines {
+            write!(f, "{gsi:>5}  {name:<28}{raised:>11}")?;
+            match (again, self.irqchip) {
+                (true, _) => writeln!(f, "  (same line)")?,
+                (false, IrqchipKind::Kernel) => writeln!(f, "  by {path}")?,
+                (false, IrqchipKind::Split) => writeln!(f, "{delivered:>11}{refused:>9}{ended:>11}")?,
+            }
+        }
+        writeln!(f, "{:>7}{:<28}{:>11}{:>15}", "", "exit", "count", "time")?;
+        for ExitTally { kind, count, seconds, .. } in &self.exits {
+            writeln!(f, "{:>7}{kind:<28}{count:>11}{:>12.1} ms", "", seconds * 1e3)?;
+        }
+        Ok(())
+    }
+}
+
+fn sources(line: &LineStats, irqchip: IrqchipKind) -> impl Iterator<Item = Source> + '_ {
+    let LineStats { gsi, sources, pin } = line;
+    let delivered = match irqchip {
+        IrqchipKind::Split => pin.delivered,
+        IrqchipKind::Kernel => sources.iter().map(|source| source.raised).sum(),
+    };
+    sources.iter().enumerate().map(move |(index, source)| Source {
+        gsi: *gsi,
+        name: source.name.clone(),
+        raised: source.raised,
+        delivered,
+        refused: pin.refused,
+        ended: pin.ended,
+        again: index > 0,
+    })
+}
+
+/// A vCPU that could not go on, for people.
+pub struct PostMortem<'a>(pub &'a Crash);
+
+impl fmt::Display for PostMortem<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Crash { apic_id, what, regs, sregs, last } = self.0;
+        writeln!(f, "vCPU {apic_id}: {what}")?;
+        if self.0.was_reset() {
+            writeln!(f, "KVM has reset it already: its registers at the fault are lost")?;
+        }
+        let general = regs.iter().flat_map(|r| {
+            let first =
+                [("rip", r.rip), ("rsp", r.rsp), ("rbp", r.rbp), ("rax", r.rax), ("rbx", r.rbx), ("rcx", r.rcx)];
+            let second = [("rdx", r.rdx), ("rsi", r.rsi), ("rdi", r.rdi), ("r8", r.r8), ("r9", r.r9), ("r10", r.r10)];
+            let third =
+                [("r11", r.r11), ("r12", r.r12), ("r13", r.r13), ("r14", r.r14), ("r15", r.r15), ("rfl", r.rflags)];
+            [first, second, third].concat()
+        });
+        let control = sregs.iter().flat_map(|s| {
+            let first = [("cr0", s.cr0), ("cr2", s.cr2), ("cr3", s.cr3), ("cr4", s.cr4), ("efer", s.efer)];
+            let second =
+                [("cs", s.cs.selector.into()), ("base", s.cs.base), ("l", s.cs.l.into()), ("db", s.cs.db.into())];
+            first.into_iter().chain(second)
+        });
+        let registers: Vec<_> = general.chain(control).collect();
+        for row in registers.chunks(3) {
+            for (name, value) in row {
+                write!(f, "{name:>5} {value:016x}")?;
+            }
+            writeln!(f)?;
+        }
+        writeln!(f, "its last exits, oldest first:")?;
+        last.iter().try_for_each(|exit| writeln!(f, "  {exit}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Stop;
+    use crate::machine::exits::Exit;
+    use irqfabric::fabric::{PinStats, Stats};
+    use irqfabric::line::SourceStats;
+    use std::time::Duration;
+
+    fn report(irqchip: IrqchipKind) -> Report {
+        let source = |name: &str| SourceStats { name: name.into(), raised: u64::from(u32::MAX) };
+        let pin = PinStats { delivered: u64::from(u32::MAX), refused: 1, ended: u64::from(u32::MAX) };
+        let lines = vec![LineStats { gsi: 383, sources: vec![source("disk0"), source("disk1")], pin }];
+        let mut exits = Exits::default();
+        exits.note(Exit::bare(ExitKind::IoapicEoi, 0x31), Duration::from_micros(1500));
+        let stats = Stats { lines, commits: 7, ..Stats::default() };
+        let (calls, ran) = (Calls::default(), Duration::from_secs(4));
+        Report::new(
+            irqchip,
+            &[0],
+            &Stopped { stop: Stop::PowerOff, ran, exits: vec![exits], stats, lapics: vec![None], calls },
+        )
+    }
+
+    #[test]
+    fn the_table_fits_into_80_columns() {
+        for irqchip in [IrqchipKind::Split, IrqchipKind::Kernel] {
+            let table = report(irqchip).to_string();
+            assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+        }
+    }
+
+    #[test]
+    fn the_json_has_the_documented_shape() {
+        let json = serde_json::to_value(report(IrqchipKind::Split)).unwrap();
+        assert_eq!(json["commits"], 7);
+        assert_eq!(json["path"], "KVM_SIGNAL_MSI");
+        assert_eq!(json["lines"][1]["name"], "disk1");
+        assert_eq!(json["lines"][1]["refused"], 1);
+        assert_eq!(json["exits"][0]["kind"], "ioapic-eoi");
+        assert_eq!(json["exits"][0]["per_vcpu"][0], 1);
+    }
+}
