@@ -56,7 +56,7 @@ pub struct Stats {
     pub promotions: u64,
     /// How often a vector lost its route to another.
     pub evictions: u64,
-    /// How often a vector stayed on the slower path for want of a GSI or an irqfd.
+    /// How often a vector stayed on the slower path for want of a descriptor, a GSI or an irqfd.
     pub shortages: u64,
     /// System calls that failed. The first is logged.
     pub host_errors: u64,

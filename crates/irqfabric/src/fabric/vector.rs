@@ -247,6 +247,14 @@ impl Vector {
 
     /// The eventfd, made at the first call.
     pub(super) fn eventfd(self: &Arc<Self>) -> io::Result<&EventFd> {
+        let lent = self.lend();
+        if lent.is_err() {
+            Counters::count(&self.core.counters.shortages);
+        }
+        lent
+    }
+
+    fn lend(self: &Arc<Self>) -> io::Result<&EventFd> {
         if self.eventfd.get().is_none() {
             let dispatcher = Core::dispatcher(&self.core)?;
             let mut state = self.state.lock();

@@ -1,13 +1,13 @@
 //! Message vectors with eventfds on real KVM: the irqfd as a cache.
 
-use crate::common::kvm::{take, vcpu, vm};
+use crate::common::kvm::{requested, take, vcpu, vm};
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{Fabric, MsiVectors, Program, Promotion, RouteError};
 use irqfabric::hv::{Capacity, Counted, HvError, Hypervisor, Kvm, OpaqueTarget, Route};
 use irqfabric::msg::{Acceptance, Interrupt, Masking, Message, RequesterId};
 use irqfabric::remap::{Cookie, Entries, Refusal, Remapper, Translation};
 use kvm_ioctls::VcpuFd;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
@@ -360,6 +360,38 @@ fn raise_descriptor_limit() {
 }
 
 #[test]
+fn ten_thousand_vectors_with_eventfds_all_arrive_though_there_are_fewer_routes() {
+    const COUNT: usize = 10_000;
+    // As many at once as there are guest vectors: one outstanding for each.
+    const AT_ONCE: usize = 200;
+    let machine = Setup { promotion: Promotion::default(), ..Setup::default() }.build();
+    raise_descriptor_limit();
+    let vectors = machine.fabric.msi_vectors(RequesterId(8), COUNT);
+    let guest_vector = |index: usize| (0x20 + index % AT_ONCE) as u8;
+    for (index, vector) in vectors.iter().enumerate() {
+        vector.eventfd().unwrap();
+        vectors.program(index, 0xfee0_0000, guest_vector(index).into()).unwrap();
+    }
+    // A step that has no factor in common with the number of groups visits them all, in no order of theirs.
+    let groups = COUNT / AT_ONCE;
+    for round in 0..4 {
+        for group in (0..groups).map(|turn| (turn * 17 + round) % groups) {
+            let mut missing: BTreeSet<_> = (0..AT_ONCE).map(|index| guest_vector(index)).collect();
+            (0..AT_ONCE).for_each(|index| machine.fire(&vectors, group * AT_ONCE + index));
+            eventually(|| {
+                for vector in requested(&machine.vcpu) {
+                    missing.remove(&vector);
+                }
+                missing.is_empty().then_some(())
+            });
+            take(&machine.vcpu);
+        }
+    }
+    let stats = machine.fabric.stats();
+    assert!(stats.promotions >= 4000 && stats.shortages == 0, "{stats:?}");
+}
+
+#[test]
 fn creating_and_dropping_vectors_leaves_the_table_as_it_was() {
     let machine = Setup { promotion: Promotion::Prefill, ..Setup::default() }.build();
     let keep = machine.vectors(1);
@@ -421,6 +453,30 @@ fn a_kernel_whose_irqfd_does_not_take_its_events_is_not_used() {
     }
     let stats = machine.fabric.stats();
     assert!(stats.promotions == 0 && stats.shortages > 0, "{stats:?}");
+}
+
+#[test]
+fn without_descriptors_a_vector_is_signalled_in_process_and_the_shortage_counted() {
+    let output = std::process::Command::new("prlimit")
+        .arg("--nofile=64")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "--ignored", "on_kvm::vectors::with_sixty_four_descriptors"])
+        .output()
+        .expect("prlimit lowers the limit of open files");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
+}
+
+#[test]
+#[ignore = "run by the test above, in a process of its own"]
+fn with_sixty_four_descriptors() {
+    let machine = Setup::default().build();
+    let vectors = machine.fabric.msi_vectors(RequesterId(8), 64);
+    let without = (0..64).find(|&index| vectors[index].eventfd().is_err()).expect("there are 64 descriptors");
+    vectors.program(without, 0xfee0_0000, 0x40).unwrap();
+    vectors[without].signal();
+    machine.arrives(0x40);
+    assert_eq!(machine.fabric.stats().shortages, 1);
 }
 
 #[test]
