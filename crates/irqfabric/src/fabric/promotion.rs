@@ -119,8 +119,9 @@ pub(super) fn promote(core: &Arc<Core>, vectors: &[Arc<Vector>]) {
     let mut edit = Vec::with_capacity(vectors.len());
     let mut newest = None;
     for vector in vectors {
-        let Some(interrupt) = vector.candidate() else { continue };
-        let Some(gsi) = core.table.allocate().or_else(|| evict(core)) else {
+        let Some((interrupt, worth_an_eviction)) = vector.candidate() else { continue };
+        let gsi = core.table.allocate().or_else(|| worth_an_eviction.then(|| evict(core)).flatten());
+        let Some(gsi) = gsi else {
             Counters::count(&core.counters.shortages);
             continue;
         };

@@ -21,7 +21,7 @@ const WORTH_A_ROUTE: u8 = 2;
 
 /// And how often if another vector must lose its route for it: detaching costs 79 to 152 µs on Linux 6.18, and a hot
 /// event saves 2 to 3 µs.
-pub(super) const WORTH_AN_EVICTION: u8 = 64;
+const WORTH_AN_EVICTION: u8 = 64;
 
 pub(crate) struct Vector {
     core: Arc<Core>,
@@ -280,12 +280,14 @@ impl Vector {
         }
     }
 
-    /// What a route for this vector would have to say, if it is one that could use a route now.
-    pub(super) fn candidate(&self) -> Option<Interrupt> {
+    /// What a route for this vector would have to say, if it is one that could use a route now, and whether it has fired
+    /// often enough to take another's.
+    pub(super) fn candidate(&self) -> Option<(Interrupt, bool)> {
         let mut state = self.state.lock();
         state.candidate = false;
         let wants = state.listener == Listener::Cold && state.masking == Masking::Unmasked;
-        state.translated.filter(|_| wants)
+        let interrupt = state.translated.filter(|_| wants)?;
+        Some((interrupt, state.fired >= WORTH_AN_EVICTION))
     }
 
     /// The route of `interrupt` on `gsi` is in force. Attaches unless the vector means something else by now; whether it

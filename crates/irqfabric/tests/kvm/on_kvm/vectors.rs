@@ -376,7 +376,7 @@ fn ten_thousand_vectors_with_eventfds_all_arrive_though_there_are_fewer_routes()
     let groups = COUNT / AT_ONCE;
     for round in 0..4 {
         for group in (0..groups).map(|turn| (turn * 17 + round) % groups) {
-            let mut missing: BTreeSet<_> = (0..AT_ONCE).map(|index| guest_vector(index)).collect();
+            let mut missing: BTreeSet<_> = (0..AT_ONCE).map(guest_vector).collect();
             (0..AT_ONCE).for_each(|index| machine.fire(&vectors, group * AT_ONCE + index));
             eventually(|| {
                 for vector in requested(&machine.vcpu) {
@@ -387,8 +387,9 @@ fn ten_thousand_vectors_with_eventfds_all_arrive_though_there_are_fewer_routes()
             take(&machine.vcpu);
         }
     }
+    eventually(|| (machine.fabric.stats().promotions == 4096 - 24).then_some(()));
     let stats = machine.fabric.stats();
-    assert!(stats.promotions >= 4000 && stats.shortages == 0, "{stats:?}");
+    assert!(stats.evictions == 0 && stats.shortages > 0, "none fired often enough to take another's: {stats:?}");
 }
 
 #[test]
