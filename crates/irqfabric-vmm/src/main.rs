@@ -6,6 +6,7 @@
 mod boot;
 mod devices;
 mod error;
+mod files;
 mod machine;
 mod run;
 mod testdev;
