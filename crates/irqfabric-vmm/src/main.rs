@@ -6,6 +6,7 @@
 mod boot;
 mod devices;
 mod error;
+mod files;
 mod machine;
 mod run;
 mod testdev;
@@ -35,6 +36,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // What the fabric could not do on this host. The `log` records of other crates stay out: guests can cause some.
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::WARN).init();
     let outcome = match &cli.command {
         None => run::main(&cli.run),
         Some(Command::Run(args)) => run::main(args),

@@ -6,6 +6,7 @@
 use super::layout;
 use super::options::Args;
 use crate::error::Error;
+use crate::files;
 use crate::machine::{LOW_MEMORY_END, Machine, cpu};
 use kvm_bindings::kvm_regs;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
@@ -14,7 +15,6 @@ use linux_loader::loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry
 use linux_loader::loader::{self, BzImage, KernelLoader, bzimage};
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::Path;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
@@ -78,12 +78,10 @@ struct Initrd {
 impl Loader<'_> {
     fn kernel(&self) -> Result<Kernel, Error> {
         let path = &self.args.kernel;
-        let failed = |why: std::io::Error| Error::file("kernel", path, why);
-        let mut file = File::open(path).map_err(failed)?;
-        let size = file.metadata().map_err(failed)?.len();
+        let (mut file, size) = files::open("kernel", path)?;
         let mut magic = [0; 4];
         file.read_exact(&mut magic).map_err(|_| Error::file("kernel", path, "is too short for a kernel"))?;
-        file.rewind().map_err(failed)?;
+        file.rewind().map_err(|why| Error::file("kernel", path, why))?;
         // Both loaders can only say that something could not be read: it does not fit is by far the likeliest reason.
         self.fits(layout::HIGH_START + size, "the kernel")?;
         if magic == ELF_MAGIC { self.vmlinux(&mut file) } else { self.bzimage(&mut file) }
@@ -161,7 +159,7 @@ impl Loader<'_> {
     /// As high as kernel and memory allow, which keeps it out of the way of what the kernel unpacks.
     fn initrd(&self, kernel: &Kernel) -> Result<Option<Initrd>, Error> {
         let Some(path) = &self.args.initrd else { return Ok(None) };
-        let (mut file, size) = open("initrd", path)?;
+        let (mut file, size) = files::open("initrd", path)?;
         let top = self.args.memory.0.min(kernel.initrd_limit + 1);
         let lowest = kernel.end.next_multiple_of(PAGE);
         let address = top.checked_sub(size).map(|address| address & !(PAGE - 1)).filter(|address| *address >= lowest);
@@ -242,15 +240,4 @@ impl Loader<'_> {
         }
         Ok(())
     }
-}
-
-/// Opens a file to be loaded. The answer has its size.
-pub fn open(what: &'static str, path: &Path) -> Result<(File, u64), Error> {
-    let failed = |why: std::io::Error| Error::file(what, path, why);
-    let file = File::open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(Error::file(what, path, "is not a file"));
-    }
-    Ok((file, metadata.len()))
 }

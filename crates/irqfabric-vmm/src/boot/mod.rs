@@ -7,11 +7,10 @@ mod acpi;
 mod disks;
 mod firmware;
 mod layout;
-pub mod linux;
+mod linux;
 mod options;
 mod report;
 
-pub use layout::GDT;
 pub use options::Args;
 
 use crate::devices::console::Console;
@@ -56,7 +55,7 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
         }
         Profile::Testdev => {
             testdev::attach(&mut machine, args.memory.0, apic_ids.len())?;
-            testdev::load(&machine, args)?;
+            testdev::load(&machine, &args.image())?;
         }
     }
     let target = args.report.as_deref().map(report::Target::create).transpose()?;

@@ -1,9 +1,12 @@
 //! The options of `irqfabric boot`, and what their words mean.
 
 use crate::error::Error;
+use crate::testdev::Image;
 use clap::{Args as ClapArgs, ValueEnum};
 use irqfabric::msg::Trigger;
 use serde::Serialize;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -54,6 +57,19 @@ impl Args {
     }
 }
 
+impl Args {
+    /// The same options, as the test profile reads them.
+    pub fn image(&self) -> Image<'_> {
+        let modules = self.initrd.iter().flat_map(|list| list.as_os_str().as_bytes().split(|byte| *byte == b','));
+        Image {
+            path: &self.kernel,
+            modules: modules.map(|path| PathBuf::from(OsStr::from_bytes(path))).collect(),
+            arguments: self.append.as_deref(),
+            memory: self.memory.0,
+        }
+    }
+}
+
 /// What kind of machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Profile {
@@ -90,6 +106,9 @@ impl FromStr for Size {
             },
         };
         let number: u64 = number.parse().map_err(|_| format!("{number:?} is not a number"))?;
+        if number == 0 {
+            return Err("a machine needs some".into());
+        }
         let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes < 1 << 46);
         bytes.map(Self).ok_or_else(|| format!("{text} is more than any machine has"))
     }
@@ -138,7 +157,13 @@ mod tests {
         assert_eq!(size("512"), Ok(512));
         assert_eq!(size("512M"), Ok(512));
         assert_eq!(size("2g"), Ok(2048));
-        assert!(size("2T").is_err() && size("M").is_err() && size("").is_err() && size("99999999G").is_err());
+        assert!(
+            size("2T").is_err()
+                && size("M").is_err()
+                && size("").is_err()
+                && size("0").is_err()
+                && size("99999999G").is_err()
+        );
     }
 
     #[test]

@@ -134,13 +134,17 @@ impl fmt::Display for Report {
             "{:>5}  {:<28}{:>11}{:>11}{:>9}{:>11}",
             "GSI", "source", "raised", "delivered", "refused", "ended"
         )?;
-        for Source { gsi, name, raised, delivered, refused, ended, again } in &self.lines {
+        let (silent, lines): (Vec<_>, Vec<_>) = self.lines.iter().partition(|line| line.raised == 0);
+        for Source { gsi, name, raised, delivered, refused, ended, again } in lines {
             write!(f, "{gsi:>5}  {name:<28}{raised:>11}")?;
             match (again, self.irqchip) {
                 (true, _) => writeln!(f, "  (same line)")?,
                 (false, IrqchipKind::Kernel) => writeln!(f, "  by {path}")?,
                 (false, IrqchipKind::Split) => writeln!(f, "{delivered:>11}{refused:>9}{ended:>11}")?,
             }
+        }
+        if !silent.is_empty() {
+            writeln!(f, "{:>7}{} more that never interrupted", "", silent.len())?;
         }
         writeln!(f, "{:>7}{:<28}{:>11}{:>15}", "", "exit", "count", "time")?;
         for ExitTally { kind, count, seconds, .. } in &self.exits {

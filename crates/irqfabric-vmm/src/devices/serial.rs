@@ -3,6 +3,7 @@
 use irqfabric::line::LineSource;
 use std::io::{Stdout, stdout};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
 use vm_superio::Serial;
@@ -14,6 +15,7 @@ pub const COM1: u16 = 0x3f8;
 pub const PORTS: u16 = 8;
 /// ISA interrupt 4, edge.
 pub const COM1_GSI: u32 = 4;
+const LOOP_BACK_PAUSE: Duration = Duration::from_millis(10);
 
 /// The port, for the guest's bus and for whoever types into it.
 pub struct SerialPort {
@@ -46,13 +48,16 @@ impl SerialPort {
 
     /// Puts all of `input` into the receive FIFO, as the guest makes room for it.
     pub fn type_in(&self, mut input: &[u8]) {
-        let mut uart = self.lock();
         while !input.is_empty() {
+            let mut uart = self.lock();
             match uart.enqueue_raw_bytes(input) {
+                // In loop-back mode the wire is cut off: Linux probes that way, and what is typed can wait.
+                Ok(0) => {
+                    drop(uart);
+                    std::thread::sleep(LOOP_BACK_PAUSE);
+                }
                 Ok(taken) => input = &input[taken..],
-                // In loop-back mode the line is cut off.
-                Err(_) if uart.fifo_capacity() > 0 => return,
-                Err(_) => uart = self.drained.0.wait(uart).unwrap_or_else(PoisonError::into_inner),
+                Err(_) => drop(self.drained.0.wait(uart).unwrap_or_else(PoisonError::into_inner)),
             }
         }
     }
@@ -73,5 +78,47 @@ impl DevicePio for SerialPort {
             // Fails when stdout is gone: the guest goes on without it, as it would without a cable.
             let _ = self.lock().write(offset as u8, byte);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use irqfabric::line::{Level, Line, Pin};
+
+    struct Nowhere;
+
+    impl Pin for Nowhere {
+        fn set(&self, _: Level) {}
+    }
+
+    const DATA: u16 = 0;
+    const MODEM_CONTROL: u16 = 4;
+    const LINE_STATUS: u16 = 5;
+
+    fn read(port: &SerialPort, offset: u16) -> u8 {
+        let mut data = [0];
+        port.pio_read(PioAddress(COM1), offset, &mut data);
+        data[0]
+    }
+
+    fn receive(port: &SerialPort) -> u8 {
+        while read(port, LINE_STATUS) & 1 == 0 {
+            std::thread::yield_now();
+        }
+        read(port, DATA)
+    }
+
+    #[test]
+    fn more_input_than_the_fifo_holds_arrives_whole_also_after_loop_back() {
+        let port = SerialPort::new(Line::new(vec![Arc::new(Nowhere)]).source("serial"));
+        port.pio_write(PioAddress(COM1), MODEM_CONTROL, &[0x10]);
+        let input: Vec<u8> = (0..=255).collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| port.type_in(&input));
+            std::thread::sleep(2 * LOOP_BACK_PAUSE);
+            port.pio_write(PioAddress(COM1), MODEM_CONTROL, &[0]);
+            assert!(input.iter().all(|byte| receive(&port) == *byte));
+        });
     }
 }

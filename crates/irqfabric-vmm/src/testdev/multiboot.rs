@@ -1,9 +1,9 @@
 //! Multiboot version 1: 32-bit ELF images, or those that name their addresses in the header, with modules and command
 //! line (Multiboot Specification 0.6.96, 3.1 to 3.3).
 
-use crate::boot::Args;
-use crate::boot::linux::open;
+use super::Image;
 use crate::error::Error;
+use crate::files::open;
 use crate::machine::LOW_MEMORY_END;
 use kvm_bindings::kvm_regs;
 use object::LittleEndian;
@@ -40,35 +40,30 @@ const INFORMATION_WORDS: usize = 22;
 const LOADER_NAME_WORD: usize = 16;
 
 /// Loads the image and what goes with it. The answer is how to start it, in 32-bit protected mode.
-pub fn load(memory: &GuestMemoryMmap, args: &Args) -> Result<kvm_regs, Error> {
-    let path = &args.kernel;
+pub fn load(memory: &GuestMemoryMmap, image: &Image<'_>) -> Result<kvm_regs, Error> {
+    let path = image.path;
     open("kernel", path)?;
-    let image = std::fs::read(path).map_err(|why| Error::file("kernel", path, why))?;
-    let mut loader = Loader { memory, path, size: args.memory.0, end: HIGH_START, strings: STRINGS };
-    let entry = loader.image(&image)?;
+    let file = std::fs::read(path).map_err(|why| Error::file("kernel", path, why))?;
+    let mut loader = Loader { memory, path, size: image.memory, end: HIGH_START, strings: STRINGS };
+    let entry = loader.image(&file)?;
 
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let command_line = match &args.append {
-        Some(append) => format!("{name} {append}"),
+    let command_line = match image.arguments {
+        Some(arguments) => format!("{name} {arguments}"),
         None => name.into_owned(),
     };
     let command_line = loader.string(&command_line)?;
     let loader_name = loader.string("irqfabric")?;
-    let modules = loader.modules(&module_paths(args.initrd.as_deref()))?;
+    let modules = loader.modules(&image.modules)?;
 
     let mut information = [0u32; INFORMATION_WORDS];
-    let upper = (args.memory.0.min(LOW_MEMORY_END).saturating_sub(HIGH_START) >> 10) as u32;
+    let upper = (image.memory.min(LOW_MEMORY_END).saturating_sub(HIGH_START) >> 10) as u32;
     information[0] = HAS_MEMORY | HAS_COMMAND_LINE | HAS_MODULES | HAS_LOADER_NAME;
     (information[1], information[2], information[4]) = (CONVENTIONAL_KIB, upper, command_line);
     (information[5], information[6]) = modules;
     information[LOADER_NAME_WORD] = loader_name;
     loader.words(&information, INFORMATION)?;
     Ok(kvm_regs { rip: entry.into(), rax: LOADER_MAGIC, rbx: INFORMATION, ..Default::default() })
-}
-
-fn module_paths(initrd: Option<&Path>) -> Vec<PathBuf> {
-    let Some(text) = initrd.and_then(Path::to_str) else { return initrd.into_iter().map(PathBuf::from).collect() };
-    text.split(',').map(PathBuf::from).collect()
 }
 
 /// The part of an image's header that says how to load it.

@@ -14,3 +14,6 @@ mod worker;
 
 pub use block::Disk;
 pub use transport::{QUEUE_NOTIFY, SIZE, Transport};
+
+#[cfg(test)]
+mod tests;
