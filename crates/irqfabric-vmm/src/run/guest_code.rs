@@ -1,0 +1,222 @@
+//! The test guest's program, assembled for 64-bit mode.
+//!
+//! Every vCPU switches its local APIC on and runs the same loop: take an operation from the mailbox, perform it with interrupts enabled, say so;
+//! with an empty mailbox halt. One handler serves all test vectors. It knows nothing of the scenario: what
+//! a vector means stands in a table in memory.
+//!
+//! Registers for good: RBX the vCPU's mailbox, RDI the offset of its slots in a source's page, R11 its number. The rest
+//! is the loop's, and the handler gives back what it borrows.
+
+use super::layout::{self, mailbox, source};
+use iced_x86::code_asm::*;
+use iced_x86::{BlockEncoderOptions, IcedError};
+
+/// The assembled program.
+pub struct GuestCode {
+    /// To be put at [`layout::CODE`].
+    pub bytes: Vec<u8>,
+    /// Where every vCPU starts.
+    pub entry: u64,
+    /// The handlers by vector.
+    pub handlers: Vec<(u8, u64)>,
+}
+
+/// Assembles the program.
+pub fn assemble() -> Result<GuestCode, IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    // Without its local APIC a vCPU would never wake from its first HLT. What was posted before this, with a doorbell that
+    // nobody heard, it finds when it looks into the mailbox for the first time.
+    a.mov(edx, layout::APIC_SPURIOUS as u32)?;
+    a.mov(eax, layout::APIC_ENABLE)?;
+    a.mov(dword_ptr(rdx), eax)?;
+    a.sti()?;
+    let mut idle = Idle { begin: a.create_label(), halt: a.create_label() };
+    main_loop(&mut a, &mut idle)?;
+
+    let mut labels = Vec::new();
+    for exception in 0..32u8 {
+        labels.push((exception, label_here(&mut a)?));
+        fault(&mut a, exception)?;
+    }
+    let mut common = a.create_label();
+    for vector in layout::FIRST_VECTOR..layout::END_VECTOR {
+        labels.push((vector, label_here(&mut a)?));
+        a.push(i32::from(vector))?;
+        a.jmp(common)?;
+    }
+    a.set_label(&mut common)?;
+    handler(&mut a, &idle)?;
+
+    labels.push((layout::DOORBELL, label_here(&mut a)?));
+    doorbell(&mut a, &idle)?;
+    // A spurious interrupt has no in-service bit and gets no EOI (SDM vol. 3A, 11.9).
+    labels.push((layout::SPURIOUS, label_here(&mut a)?));
+    a.iretq()?;
+
+    let result = a.assemble_options(layout::CODE, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
+    let handlers = labels.iter().map(|(vector, label)| Ok((*vector, result.label_ip(label)?)));
+    Ok(GuestCode {
+        entry: layout::CODE,
+        handlers: handlers.collect::<Result<_, IcedError>>()?,
+        bytes: result.inner.code_buffer,
+    })
+}
+
+/// The part of the main loop that must not be interrupted without beginning again.
+struct Idle {
+    begin: CodeLabel,
+    halt: CodeLabel,
+}
+
+fn label_here(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
+    let mut label = a.create_label();
+    a.set_label(&mut label)?;
+    Ok(label)
+}
+
+fn main_loop(a: &mut CodeAssembler, idle: &mut Idle) -> Result<(), IcedError> {
+    let (mut work, mut write, mut done) = (a.create_label(), a.create_label(), a.create_label());
+    a.set_label(&mut idle.begin)?;
+    a.mov(rax, qword_ptr(rbx + mailbox::POSTED))?;
+    a.cmp(rax, qword_ptr(rbx + mailbox::DONE))?;
+    a.jne(work)?;
+    a.set_label(&mut idle.halt)?;
+    a.hlt()?;
+    a.jmp(idle.begin)?;
+
+    a.set_label(&mut work)?;
+    a.mov(rdx, qword_ptr(rbx + mailbox::ADDRESS))?;
+    a.cmp(dword_ptr(rbx + mailbox::OPERATION), mailbox::WRITE)?;
+    a.je(write)?;
+    a.mov(eax, dword_ptr(rdx))?;
+    a.mov(dword_ptr(rbx + mailbox::VALUE), eax)?;
+    a.jmp(done)?;
+    a.set_label(&mut write)?;
+    a.mov(eax, dword_ptr(rbx + mailbox::VALUE))?;
+    a.mov(dword_ptr(rdx), eax)?;
+    a.set_label(&mut done)?;
+    a.mov(rax, qword_ptr(rbx + mailbox::POSTED))?;
+    a.mov(qword_ptr(rbx + mailbox::DONE), rax)?;
+    a.mov(eax, r11d)?;
+    a.out(u32::from(layout::DONE_PORT), eax)?;
+    a.jmp(idle.begin)
+}
+
+/// The handler of every test vector, entered with the vector on top of the interrupt frame.
+fn handler(a: &mut CodeAssembler, idle: &Idle) -> Result<(), IcedError> {
+    let saved = [rax, rcx, rdx, rsi, r8, r9, r10];
+    let (mut next, mut record, mut skip) = (a.create_label(), a.create_label(), a.create_label());
+    for register in saved {
+        a.push(register)?;
+    }
+    a.mov(r10, qword_ptr(rsp + 8 * saved.len() as u64))?;
+    // r9: this vCPU's slot for vectors of this parity.
+    a.mov(r9, r10)?;
+    a.and(r9d, 1)?;
+    a.imul_3(r9, r9, source::SLOT_SIZE as i32)?;
+    a.add(r9, rdi)?;
+    // rsi: the vector's sources; ecx: level devices served; edx: how many are still to be looked at.
+    a.imul_3(rsi, r10, 8 * layout::SOURCES_PER_VECTOR as i32)?;
+    a.add(rsi, layout::VECTORS as i32)?;
+    a.xor(ecx, ecx)?;
+    a.mov(edx, layout::SOURCES_PER_VECTOR as u32)?;
+
+    a.set_label(&mut next)?;
+    a.mov(r8, qword_ptr(rsi))?;
+    a.test(r8, r8)?;
+    a.je(skip)?;
+    a.cmp(dword_ptr(r8 + source::LEVEL), 0)?;
+    a.je(record)?;
+    a.cmp(dword_ptr(r8 + source::STATUS), 0)?;
+    a.je(skip)?;
+    // Service first, then read the number: what is sent after the service raises the line again. The line is low, as
+    // far as this device goes, before the EOI.
+    a.mov(eax, dword_ptr(r8 + source::INDEX))?;
+    a.out(u32::from(layout::SERVICE_PORT), eax)?;
+    a.inc(ecx)?;
+    a.set_label(&mut record)?;
+    a.mov(rax, qword_ptr(r8 + source::SENT))?;
+    a.mov(qword_ptr(r8 + r9 + (source::SLOTS + source::SEEN)), rax)?;
+    a.add(qword_ptr(r8 + r9 + (source::SLOTS + source::ENTRIES)), 1)?;
+    a.set_label(&mut skip)?;
+    a.add(rsi, 8)?;
+    a.dec(edx)?;
+    a.jne(next)?;
+
+    end_of_interrupt(a)?;
+    // Last of all a port write: some hosts report the end of interrupt only at the guest's next entry or exit, and
+    // never after HLT.
+    a.mov(eax, r11d)?;
+    a.shl(eax, 8)?;
+    a.or(eax, ecx)?;
+    a.shl(eax, 8)?;
+    a.or(eax, r10d)?;
+    a.out(u32::from(layout::HANDLED_PORT), eax)?;
+    for register in saved.into_iter().rev() {
+        a.pop(register)?;
+    }
+    a.add(rsp, 8)?;
+    leave(a, idle)
+}
+
+fn doorbell(a: &mut CodeAssembler, idle: &Idle) -> Result<(), IcedError> {
+    a.push(rax)?;
+    a.push(rdx)?;
+    end_of_interrupt(a)?;
+    a.pop(rdx)?;
+    a.pop(rax)?;
+    leave(a, idle)
+}
+
+/// Returns from an interrupt. The look into the mailbox and the HLT behind it are begun again if they were interrupted: a
+/// doorbell that rings between the two is not slept through.
+///
+/// The usual pair of STI and HLT would do the same by STI's shadow, but not every host that emulates STI has one.
+fn leave(a: &mut CodeAssembler, idle: &Idle) -> Result<(), IcedError> {
+    let mut elsewhere = a.create_label();
+    a.push(rax)?;
+    a.lea(rax, ptr(idle.halt))?;
+    a.cmp(qword_ptr(rsp + 8), rax)?;
+    a.ja(elsewhere)?;
+    a.lea(rax, ptr(idle.begin))?;
+    a.cmp(qword_ptr(rsp + 8), rax)?;
+    a.jb(elsewhere)?;
+    a.mov(qword_ptr(rsp + 8), rax)?;
+    a.set_label(&mut elsewhere)?;
+    a.pop(rax)?;
+    a.iretq()
+}
+
+/// Changes EAX's upper half and RDX.
+fn end_of_interrupt(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(edx, layout::APIC_EOI as u32)?;
+    a.xor(eax, eax)?;
+    a.mov(dword_ptr(rdx), eax)
+}
+
+fn fault(a: &mut CodeAssembler, exception: u8) -> Result<(), IcedError> {
+    let mut forever = a.create_label();
+    a.mov(eax, r11d)?;
+    a.shl(eax, 16)?;
+    a.or(eax, i32::from(exception))?;
+    a.out(u32::from(layout::FAULT_PORT), eax)?;
+    a.set_label(&mut forever)?;
+    a.cli()?;
+    a.hlt()?;
+    a.jmp(forever)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_fits_and_every_vector_in_use_has_a_handler() {
+        let code = assemble().unwrap();
+        assert!(layout::CODE + code.bytes.len() as u64 <= layout::VECTORS);
+        for vector in (0..32).chain(layout::FIRST_VECTOR..layout::END_VECTOR).chain([layout::DOORBELL]) {
+            let (_, address) = code.handlers.iter().find(|(handled, _)| *handled == vector).unwrap();
+            assert!((layout::CODE..layout::VECTORS).contains(address));
+        }
+    }
+}

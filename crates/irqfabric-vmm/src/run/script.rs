@@ -1,0 +1,334 @@
+//! The script: what the guest does while the sources are busy. The same on every backend.
+//!
+//! It sets up the local APICs, the redirection entries and the message registers, and then keeps choosing an interrupt
+//! and masks it for a moment or moves it to another vCPU. Every access is the guest's own: it is posted to a vCPU. The
+//! order of accesses is that of a careful driver (Linux `arch/x86/kernel/apic/io_apic.c`): a vector is changed
+//! behind the mask, and that of a level only when its remote IRR is clear, since the EOI finds the entry by its vector.
+
+use super::board::{Board, Operation, RunFailed};
+use super::control::Early;
+use super::judge::{Epochs, Slot};
+use super::layout;
+use irqfabric::fabric::IOAPIC_ADDRESS;
+use std::time::{Duration, Instant};
+
+const IOAPIC_SELECT: u64 = IOAPIC_ADDRESS;
+const IOAPIC_WINDOW: u64 = IOAPIC_ADDRESS + 0x10;
+
+const RTE_LEVEL: u32 = 1 << 15;
+const RTE_MASKED: u32 = 1 << 16;
+const RTE_REMOTE_IRR: u32 = 1 << 14;
+
+/// What the guest programs for an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The redirection entry of this pin, edge.
+    EdgePin(u8),
+    /// The redirection entry of this pin, level.
+    LevelPin(u8),
+    /// The registers of this message vector.
+    Message(u8),
+}
+
+/// An interrupt: where it is programmed, where it goes, whose it is.
+#[derive(Debug)]
+pub struct Binding {
+    /// What the guest programs.
+    pub place: Place,
+    /// Its sources' places among all, with the epochs of each. More than one for a shared line only.
+    pub sources: Vec<(usize, Epochs)>,
+    first_vector: u8,
+    at: Slot,
+    moves: u64,
+}
+
+/// What the script has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Done {
+    /// Moves to another vCPU, every other one to another vector as well.
+    pub moves: u64,
+    /// Masks, each with its unmask, those of moves not counted.
+    pub masks: u64,
+}
+
+/// The script.
+pub struct Script<'a> {
+    board: &'a Board,
+    random: fastrand::Rng,
+    bindings: Vec<Binding>,
+    done: Done,
+    accesses: u32,
+}
+
+/// Somebody who waits for something that the guest can see.
+struct Patient {
+    until: Instant,
+    pause: Duration,
+}
+
+const FIRST_PAUSE: Duration = Duration::from_micros(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+
+impl Patient {
+    fn new(patience: Duration) -> Self {
+        Self { until: Instant::now() + patience, pause: FIRST_PAUSE }
+    }
+}
+
+impl Binding {
+    /// An interrupt that goes to `cpu` at first and has two vectors from `first_vector` on.
+    pub fn new(place: Place, first_vector: u8, cpu: usize, sources: &[usize]) -> Self {
+        let at = (cpu, first_vector & 1);
+        let sources = sources.iter().map(|&source| (source, Epochs::new(at))).collect();
+        Self { place, sources, first_vector, at, moves: 0 }
+    }
+
+    /// The vectors it may have.
+    pub fn vectors(&self) -> [u8; 2] {
+        [self.first_vector, self.first_vector + 1]
+    }
+
+    fn vector_at(&self, slot: Slot) -> u8 {
+        self.first_vector & !1 | slot.1
+    }
+
+    fn entry(&self, slot: Slot) -> u32 {
+        let level = if matches!(self.place, Place::LevelPin(_)) { RTE_LEVEL } else { 0 };
+        u32::from(self.vector_at(slot)) | level
+    }
+}
+
+impl<'a> Script<'a> {
+    /// A script for these interrupts.
+    pub fn new(board: &'a Board, bindings: Vec<Binding>, seed: u64) -> Self {
+        Self { board, bindings, random: fastrand::Rng::with_seed(seed), done: Done::default(), accesses: 0 }
+    }
+
+    /// What it has done so far.
+    pub fn done(&self) -> Done {
+        self.done
+    }
+
+    /// The interrupts, when the script is over.
+    pub fn into_bindings(self) -> Vec<Binding> {
+        self.bindings
+    }
+
+    /// The guest programs everything: before any source may signal. Returns how many accesses that took.
+    pub fn set_up(&mut self) -> Result<u32, RunFailed> {
+        for cpu in 0..self.board.cpus() {
+            self.write(cpu, layout::APIC_TPR, 0)?;
+        }
+        for index in 0..self.bindings.len() {
+            let binding = &self.bindings[index];
+            let (at, entry) = (binding.at, binding.entry(binding.at));
+            match binding.place {
+                Place::EdgePin(pin) | Place::LevelPin(pin) => {
+                    self.write_destination(pin, at.0)?;
+                    self.write_entry(pin, entry)?;
+                }
+                Place::Message(vector) => self.write_message(vector, at.0, entry)?,
+            }
+        }
+        Ok(self.accesses)
+    }
+
+    /// Does one thing, to one interrupt.
+    pub fn step(&mut self) -> Result<(), RunFailed> {
+        let index = self.random.usize(..self.bindings.len());
+        match self.bindings[index].place {
+            Place::EdgePin(pin) | Place::LevelPin(pin) if self.random.bool() => self.mask_for_a_moment(index, pin),
+            _ => self.move_away(index),
+        }
+    }
+
+    /// All sources have stopped: waits until every handler is through, or for `most`. Returns whether they are.
+    pub fn rest(&mut self, most: Duration) -> Result<bool, RunFailed> {
+        let begun = Instant::now();
+        let vectors: Vec<_> = self.bindings.iter().flat_map(Binding::vectors).collect();
+        while begun.elapsed() < most {
+            let all_seen = self.board.sources.iter().all(|source| source.newest_seen() == source.device().sent);
+            let mut idle = all_seen;
+            for cpu in 0..self.board.cpus() {
+                idle = idle && self.is_quiet(cpu, &vectors)?;
+            }
+            if idle {
+                return Ok(true);
+            }
+            std::thread::sleep(LONGEST_PAUSE);
+        }
+        Ok(false)
+    }
+
+    // The two things that a guest does to an interrupt in use.
+
+    fn mask_for_a_moment(&mut self, index: usize, pin: u8) -> Result<(), RunFailed> {
+        let binding = &self.bindings[index];
+        let entry = binding.entry(binding.at);
+        self.write_entry(pin, entry | RTE_MASKED)?;
+        self.wait_until_quiet(index)?;
+        self.pause(50, 300);
+        self.unmask(index, pin, entry)?;
+        self.done.masks += 1;
+        Ok(())
+    }
+
+    fn move_away(&mut self, index: usize) -> Result<(), RunFailed> {
+        let binding = &mut self.bindings[index];
+        let (old, cpus) = (binding.at, self.board.cpus());
+        let changes_vector = binding.moves % 2 == 1;
+        let new = ((old.0 + self.random.usize(1..cpus)) % cpus, old.1 ^ u8::from(changes_vector));
+        let entry = binding.entry(new);
+        for (source, epochs) in &mut binding.sources {
+            epochs.begin(new, self.board.sources[*source].seen_in(new));
+        }
+        match binding.place {
+            Place::Message(vector) => self.write_message(vector, new.0, entry)?,
+            // One register, one write: no mask is needed, and an interrupt in service does not mind.
+            Place::EdgePin(pin) | Place::LevelPin(pin) if !changes_vector => self.write_destination(pin, new.0)?,
+            Place::EdgePin(pin) | Place::LevelPin(pin) => {
+                let old_entry = binding.entry(old);
+                self.write_entry(pin, old_entry | RTE_MASKED)?;
+                self.wait_for_end_of_interrupt(pin)?;
+                self.write_destination(pin, new.0)?;
+                self.write_entry(pin, entry | RTE_MASKED)?;
+            }
+        }
+        self.wait_until_quiet(index)?;
+        if let (true, Place::EdgePin(pin) | Place::LevelPin(pin)) = (changes_vector, self.bindings[index].place) {
+            self.unmask(index, pin, entry)?;
+        }
+        let binding = &mut self.bindings[index];
+        for (source, epochs) in &mut binding.sources {
+            epochs.end(old, self.board.sources[*source].device().sent);
+        }
+        binding.at = new;
+        binding.moves += 1;
+        self.done.moves += 1;
+        Ok(())
+    }
+
+    /// Edges that came meanwhile were dropped, as the data sheet says: the driver polls its device, which signals again.
+    /// A level is still there and needs no help.
+    fn unmask(&mut self, index: usize, pin: u8, entry: u32) -> Result<(), RunFailed> {
+        let board = self.board;
+        let sources: Vec<_> = self.bindings[index].sources.iter().map(|(source, _)| &board.sources[*source]).collect();
+        sources.iter().for_each(|source| source.restart_clock());
+        match self.bindings[index].place {
+            Place::EdgePin(_) => {
+                // Nobody signals between the unmask and the look at what was seen. No handler needs these locks: it is
+                // an edge, which is not served.
+                let mut devices: Vec<_> = sources.iter().map(|source| (source.device(), *source)).collect();
+                self.write_entry(pin, entry)?;
+                for (device, source) in &mut devices {
+                    if source.newest_seen() < device.sent {
+                        source.send_again(device);
+                    }
+                }
+                Ok(())
+            }
+            Place::LevelPin(_) | Place::Message(_) => self.write_entry(pin, entry),
+        }
+    }
+
+    // Waiting, by what the guest can see.
+
+    /// The interrupt's vector is neither pending nor in service where it goes to, as far as the binding knows: in a
+    /// move that is the old side.
+    fn wait_until_quiet(&mut self, index: usize) -> Result<(), RunFailed> {
+        let binding = &self.bindings[index];
+        let (cpu, vector) = (binding.at.0, binding.vector_at(binding.at));
+        let mut patient = Patient::new(self.board.control.patience());
+        while !self.is_quiet(cpu, &[vector])? {
+            self.wait_a_little(&mut patient, || format!("vector {vector:#x} is not ended on vCPU {cpu}"))?;
+        }
+        Ok(())
+    }
+
+    /// When the vCPU's main loop reads this, every handler that it was interrupted for has run.
+    fn is_quiet(&mut self, cpu: usize, vectors: &[u8]) -> Result<bool, RunFailed> {
+        let mut words = [0u32; 8];
+        for vector in vectors {
+            words[usize::from(vector / 32)] |= 1 << (vector % 32);
+        }
+        for (word, mask) in (0u64..).zip(words).filter(|(_, mask)| *mask != 0) {
+            for register in [layout::APIC_IRR, layout::APIC_ISR] {
+                if self.read(cpu, register + word * 0x10)? & mask != 0 {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn wait_for_end_of_interrupt(&mut self, pin: u8) -> Result<(), RunFailed> {
+        let mut patient = Patient::new(self.board.control.patience());
+        loop {
+            let cpu = self.any_cpu();
+            self.write(cpu, IOAPIC_SELECT, entry_index(pin))?;
+            if self.read(cpu, IOAPIC_WINDOW)? & RTE_REMOTE_IRR == 0 {
+                return Ok(());
+            }
+            self.wait_a_little(&mut patient, || format!("remote IRR of pin {pin} does not clear"))?;
+        }
+    }
+
+    /// Between two looks at the same thing: longer and longer, since each look interrupts the vCPU.
+    fn wait_a_little(&self, patient: &mut Patient, what: impl FnOnce() -> String) -> Result<(), RunFailed> {
+        if Instant::now() > patient.until {
+            let patience = self.board.control.patience().as_secs_f32();
+            self.board.control.end(Early::Failed(format!("hung: {} within {patience:.0} s", what())));
+            return Err(RunFailed);
+        }
+        std::thread::sleep(patient.pause);
+        patient.pause = LONGEST_PAUSE.min(patient.pause * 2);
+        Ok(())
+    }
+
+    /// A pause of this many microseconds.
+    pub fn pause(&mut self, least: u64, most: u64) {
+        std::thread::sleep(Duration::from_micros(self.random.u64(least..=most)));
+    }
+
+    // Accesses.
+
+    fn write_destination(&mut self, pin: u8, cpu: usize) -> Result<(), RunFailed> {
+        self.write_ioapic(entry_index(pin) + 1, (cpu as u32) << 24)
+    }
+
+    fn write_entry(&mut self, pin: u8, low: u32) -> Result<(), RunFailed> {
+        self.write_ioapic(entry_index(pin), low)
+    }
+
+    fn write_ioapic(&mut self, index: u32, value: u32) -> Result<(), RunFailed> {
+        let cpu = self.any_cpu();
+        self.write(cpu, IOAPIC_SELECT, index)?;
+        self.write(cpu, IOAPIC_WINDOW, value)
+    }
+
+    fn write_message(&mut self, vector: u8, cpu: usize, data: u32) -> Result<(), RunFailed> {
+        let registers = layout::DEVICE_WINDOW + u64::from(vector) * layout::DEVICE_STRIDE;
+        let by = self.any_cpu();
+        self.write(by, registers, layout::message_address(cpu))?;
+        self.write(by, registers + 4, data)
+    }
+
+    fn any_cpu(&mut self) -> usize {
+        self.random.usize(..self.board.cpus())
+    }
+
+    fn write(&mut self, cpu: usize, address: u64, value: u32) -> Result<(), RunFailed> {
+        self.accesses = self.accesses.saturating_add(1);
+        self.board.perform(cpu, Operation::Write(address, value)).map(drop)
+    }
+
+    fn read(&mut self, cpu: usize, address: u64) -> Result<u32, RunFailed> {
+        self.accesses = self.accesses.saturating_add(1);
+        self.board.perform(cpu, Operation::Read(address))
+    }
+}
+
+/// The index of the low half of a pin's redirection entry; the high half follows.
+fn entry_index(pin: u8) -> u32 {
+    0x10 + 2 * u32::from(pin)
+}
