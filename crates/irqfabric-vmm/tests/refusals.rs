@@ -1,6 +1,6 @@
 //! What `irqfabric boot` cannot do, it says in one sentence that names the file or the limit, with exit status 2.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 /// Runs `irqfabric boot` with these options.
@@ -18,46 +18,10 @@ fn refusal(options: &[&str]) -> String {
     stderr
 }
 
-fn no_kvm() -> bool {
-    let missing = !Path::new("/dev/kvm").exists();
-    if missing {
-        eprintln!("SKIPPED: there is no /dev/kvm on this machine");
-    }
-    missing
-}
-
 fn file(name: &str, content: &[u8]) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("refusal-{name}-{}", std::process::id()));
     std::fs::write(&path, content).expect("a temporary file");
     path
-}
-
-#[test]
-fn files_that_are_not_there_or_not_what_they_should_be_are_named() {
-    if no_kvm() {
-        return;
-    }
-    let (text, short) = (file("text", &[b'x'; 4096]), file("short", b"x"));
-    let [text, short] = [&text, &short].map(|path| path.to_str().expect("an UTF-8 path"));
-    assert!(refusal(&["--kernel", "/nowhere/bzImage"]).contains("kernel /nowhere/bzImage: No such file"));
-    assert!(refusal(&["--kernel", text]).contains(&format!("kernel {text}: is neither a bzImage nor an ELF image")));
-    assert!(refusal(&["--kernel", short]).contains("too short"));
-    assert!(refusal(&["--kernel", "/"]).contains("kernel /: is not a file"));
-    assert!(refusal(&["--kernel", text, "--disk", "/nowhere/disk"]).contains("disk /nowhere/disk: No such file"));
-    assert!(refusal(&["--kernel", text, "--profile", "testdev"]).contains("has no multiboot header"));
-    for path in [text, short] {
-        std::fs::remove_file(path).expect("it was there");
-    }
-}
-
-#[test]
-fn limits_are_named() {
-    if no_kvm() {
-        return;
-    }
-    assert!(refusal(&["--kernel", "x", "--vcpus", "1000000"]).contains("KVM_CAP_MAX_VCPUS"));
-    assert!(refusal(&["--kernel", "x", "--apic-ids", "0,300", "--irqchip", "kernel"]).contains("use --irqchip split"));
-    assert!(refusal(&["--kernel", "x", "--apic-ids", "3"]).contains("must be 0"));
 }
 
 #[test]
@@ -69,5 +33,36 @@ fn options_that_cannot_be_are_refused_before_anything_is_done() {
     for options in [["--memory", "0"], ["--memory", "9T"], ["--disk", "x,rw"], ["--irqchip", "none"]] {
         let output = boot(&[&["--kernel", "x"], &options[..]].concat());
         assert_eq!(output.status.code(), Some(2));
+    }
+}
+
+/// What it takes an open /dev/kvm to find out.
+mod on_kvm {
+    use super::{file, refusal};
+
+    #[test]
+    fn files_that_are_not_there_or_not_what_they_should_be_are_named() {
+        let (text, short) = (file("text", &[b'x'; 4096]), file("short", b"x"));
+        let [text, short] = [&text, &short].map(|path| path.to_str().expect("an UTF-8 path"));
+        assert!(refusal(&["--kernel", "/nowhere/bzImage"]).contains("kernel /nowhere/bzImage: No such file"));
+        assert!(
+            refusal(&["--kernel", text]).contains(&format!("kernel {text}: is neither a bzImage nor an ELF image"))
+        );
+        assert!(refusal(&["--kernel", short]).contains("too short"));
+        assert!(refusal(&["--kernel", "/"]).contains("kernel /: is not a file"));
+        assert!(refusal(&["--kernel", text, "--disk", "/nowhere/disk"]).contains("disk /nowhere/disk: No such file"));
+        assert!(refusal(&["--kernel", text, "--profile", "testdev"]).contains("has no multiboot header"));
+        for path in [text, short] {
+            std::fs::remove_file(path).expect("it was there");
+        }
+    }
+
+    #[test]
+    fn limits_are_named() {
+        assert!(refusal(&["--kernel", "x", "--vcpus", "1000000"]).contains("KVM_CAP_MAX_VCPUS"));
+        assert!(
+            refusal(&["--kernel", "x", "--apic-ids", "0,300", "--irqchip", "kernel"]).contains("use --irqchip split")
+        );
+        assert!(refusal(&["--kernel", "x", "--apic-ids", "3"]).contains("must be 0"));
     }
 }

@@ -1,7 +1,7 @@
 //! L1 itself, and the payload test of `irqfabric run` on its real KVM.
 
 use super::evidence::{Evidence, probe};
-use super::{Machine, Scenario};
+use super::{Machine, Needs, Scenario};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ pub fn kvm() -> Scenario {
         name: "l1-kvm".into(),
         proves: "L1 has a stock /dev/kvm of kvm_amd with all that irqfabric builds on".into(),
         limit: Duration::from_secs(60),
-        machine: Machine::L1 { script: "guest-probe kvm >/out/kvm".into(), product: false, linux: None },
+        machine: Machine::L1 { script: "guest-probe kvm >/out/kvm".into(), needs: Needs::Nothing, linux: None },
         judge: Box::new(judge_kvm),
     }
 }
@@ -43,7 +43,7 @@ pub fn run() -> Scenario {
         limit: Duration::from_secs(90),
         machine: Machine::L1 {
             script: "irqfabric run --count 2000 --json >/out/run.json 2>/out/stderr".into(),
-            product: true,
+            needs: Needs::Product,
             linux: None,
         },
         judge: Box::new(judge_run),
@@ -62,4 +62,23 @@ fn judge_run(evidence: &Evidence) -> Result<()> {
     let report: Report = evidence.json("run.json")?;
     ensure!(report.outcome == "passed" && report.backend == "kvm", "{} on {}", report.verdict, report.backend);
     Ok(())
+}
+
+pub fn testdev() -> Scenario {
+    Scenario {
+        name: "testdev".into(),
+        proves: "a bare-metal test image finds all it needs on our IOAPIC and on KVM's".into(),
+        limit: Duration::from_secs(90),
+        machine: Machine::L1 {
+            script: "IRQFABRIC=/bin/irqfabric testdev --ignored --test-threads 1 >/out/tests 2>/out/stderr".into(),
+            needs: Needs::Testdev,
+            linux: None,
+        },
+        judge: Box::new(|evidence| {
+            let tests = evidence.text("tests").unwrap_or_default();
+            evidence.l1_passed().context(tests.clone())?;
+            ensure!(tests.contains("2 passed; 0 failed; 0 ignored"), "expected two tests to pass, saw:\n{tests}");
+            Ok(())
+        }),
+    }
 }

@@ -1,7 +1,7 @@
 //! Stock Linux as a guest: it boots, finds its disks, reads them, and counts the interrupts we say we sent.
 
 use super::evidence::{BootReport, Console, Evidence};
-use super::{DISK_BYTES, Linux, Machine, Scenario};
+use super::{DISK_BYTES, Linux, Machine, Needs, Scenario};
 use crate::testbed::run::ONE_BOOT;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -112,7 +112,7 @@ pub fn reference() -> Scenario {
 }
 
 fn l1(script: String) -> Machine {
-    Machine::L1 { script, product: true, linux: Some(print_interrupts()) }
+    Machine::L1 { script, needs: Needs::Product, linux: Some(print_interrupts()) }
 }
 
 /// What the guest saw is right, and is what the report says.

@@ -40,13 +40,22 @@ pub enum Machine {
     /// Stock Linux with a real KVM. `script` runs in it; what it leaves in /out comes back.
     L1 {
         script: String,
-        /// The script needs the binary `irqfabric`.
-        product: bool,
+        needs: Needs,
         /// The script needs a guest's kernel and initramfs in /l2.
         linux: Option<Linux>,
     },
     /// Stock Linux on QEMU's own virtio-mmio disks and IOAPICs.
     Reference { linux: Linux, cpus: u32, disks: u32 },
+}
+
+/// What of ours a script in L1 needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    Nothing,
+    /// The binary `irqfabric`.
+    Product,
+    /// That, and the test program of its testdev profile.
+    Testdev,
 }
 
 /// Stock Linux as a guest.
@@ -56,7 +65,7 @@ pub struct Linux {
 }
 
 pub fn all(scale: Scale) -> Vec<Scenario> {
-    let mut list = vec![l1::kvm(), linux::reference(), moves::reference(scale), l1::run()];
+    let mut list = vec![l1::kvm(), linux::reference(), moves::reference(scale), l1::run(), l1::testdev()];
     list.extend([1, 2, 4].map(linux::boots));
     list.extend([linux::thirty_disks(), linux::same_as_kernel_irqchip(), moves::under_load(scale)]);
     list

@@ -4,7 +4,7 @@
 //! word checked, and for the serial port's edge line.
 
 use super::evidence::Console;
-use super::{Evidence, Linux, Machine, Scale, Scenario};
+use super::{Evidence, Linux, Machine, Needs, Scale, Scenario};
 use crate::testbed::run::ONE_BOOT;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -43,7 +43,7 @@ pub fn under_load(scale: Scale) -> Scenario {
         limit: plan.limit(),
         machine: Machine::L1 {
             script: super::linux::boot_script(2, 1, &["--irqchip".into(), "split".into()]),
-            product: true,
+            needs: Needs::Product,
             linux: Some(plan.linux()),
         },
         judge: Box::new(move |evidence| {

@@ -28,6 +28,23 @@ pub fn product(live: &Live) -> Result<PathBuf> {
     Ok(folder.join(TARGET).join("release/irqfabric"))
 }
 
+/// Builds the test program of the testdev profile, which runs where the product is.
+pub fn testdev(live: &Live) -> Result<PathBuf> {
+    let mut command = workspace::cargo();
+    command
+        .args(["test", "--release", "--package", "irqfabric-vmm", "--test", "testdev", "--no-run"])
+        .args(["--message-format", "json-render-diagnostics", "--target", TARGET, "--target-dir"])
+        .arg(folder()?)
+        .env("RUSTFLAGS", STATIC);
+    let log = build(command, live)?;
+    // Its name has a hash in it: cargo says which it is.
+    let executable = log.lines().rev().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"] == "testdev").then(|| message["executable"].as_str().map(PathBuf::from))?
+    });
+    executable.context("cargo did not say where the test program testdev is")
+}
+
 /// Builds `guest-probe` with plain rustc: it has no dependencies, and cargo would build all of xtask's first.
 pub fn guest_probe(live: &Live) -> Result<PathBuf> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest");
@@ -44,15 +61,16 @@ pub fn guest_probe(live: &Live) -> Result<PathBuf> {
     Ok(binary)
 }
 
-fn build(command: Command, live: &Live) -> Result<()> {
+/// Returns what the command printed.
+fn build(command: Command, live: &Live) -> Result<String> {
     let log = workspace::logs()?.join("testbed-build.log");
     fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
     let end = process::run(command, &log, live, Some(LIMIT))?;
+    let text = fs::read_to_string(&log).unwrap_or_default();
     if !end.is_success() {
-        let text = fs::read_to_string(&log).unwrap_or_default();
         bail!("the static build failed: {end}\n{}", tail(&text, 30));
     }
-    Ok(())
+    Ok(text)
 }
 
 fn folder() -> Result<PathBuf> {

@@ -5,7 +5,7 @@ use super::machine::{self, Boot};
 use super::{Testbed, binaries};
 use crate::process::{self, End};
 use crate::report::{Live, Outcome, Report, Unavailable, tail};
-use crate::scenarios::{Evidence, Linux, Machine, Scenario};
+use crate::scenarios::{Evidence, Linux, Machine, Needs, Scenario};
 use crate::workspace;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -92,13 +92,15 @@ fn play(testbed: &Testbed, scenario: &Scenario, console: &Path, live: &Live) -> 
     let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
     let files = scratch.path().join("files.tar");
     let command = match &scenario.machine {
-        Machine::L1 { script, product, linux } => {
+        Machine::L1 { script, needs, linux } => {
             let initrd = scratch.path().join("l1.cpio");
-            let product = if *product { Some(binaries::product(live)?) } else { None };
+            let product = if *needs == Needs::Nothing { None } else { Some(binaries::product(live)?) };
+            let testdev = if *needs == Needs::Testdev { Some(binaries::testdev(live)?) } else { None };
             let linux = linux.as_ref().map(|linux| l2_image(testbed, linux, scratch.path(), live)).transpose()?;
             let l1 = L1 {
                 test: script,
                 product: product.as_deref(),
+                testdev: testdev.as_deref(),
                 guest_probe: &binaries::guest_probe(live)?,
                 l2: linux.as_deref(),
             };
@@ -166,7 +168,7 @@ pub fn interactive(testbed: &Testbed, script: &str, linux: &Linux) -> Result<boo
     let guest_probe = binaries::guest_probe(&live)?;
     live.finish();
     let initrd = scratch.path().join("l1.cpio");
-    let l1 = L1 { test: script, product: Some(&product), guest_probe: &guest_probe, l2: Some(&l2) };
+    let l1 = L1 { test: script, product: Some(&product), testdev: None, guest_probe: &guest_probe, l2: Some(&l2) };
     initramfs::write_l1(testbed, &initrd, &l1)?;
     let boot = Boot { kernel: &testbed.vmlinux(), initrd: &initrd };
     let mut qemu = machine::l1(&boot, &scratch.path().join("files.tar"), "mon:stdio");

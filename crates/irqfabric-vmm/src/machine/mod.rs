@@ -297,4 +297,4 @@ fn give_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod tests;
+mod on_kvm;

@@ -1,4 +1,4 @@
-//! Whole machines on the host's KVM; a machine without one says so and proves nothing.
+//! Whole machines on the host's KVM. Needs /dev/kvm: `cargo test -- --skip on_kvm::` leaves these out.
 
 use super::*;
 use kvm_bindings::kvm_regs;
@@ -6,16 +6,10 @@ use std::sync::Mutex;
 use vm_device::bus::PioAddressOffset;
 use vm_memory::Bytes;
 
-fn machine(apic_ids: &[u32]) -> Option<Machine> {
-    let host = match Host::open() {
-        Ok(host) => host,
-        Err(error) => {
-            eprintln!("SKIPPED: {error}");
-            return None;
-        }
-    };
+fn machine(apic_ids: &[u32]) -> Machine {
+    let host = Host::open().unwrap();
     let irqchip = Irqchip::Split(vec![Ioapic::default()]);
-    Some(Machine::new(&host, &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip }).unwrap())
+    Machine::new(&host, &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip }).unwrap()
 }
 
 /// Puts real-mode code at 0x1000 and the boot processor there.
@@ -42,7 +36,7 @@ impl DevicePio for Last {
 
 #[test]
 fn a_guest_reaches_its_devices_and_every_vcpu_comes_home() {
-    let Some(mut machine) = machine(&[0, 1, 2]) else { return };
+    let mut machine = machine(&[0, 1, 2]);
     let device = Arc::new(Last(Mutex::default(), machine.stop_switch().clone()));
     machine.register_pio(0x80, 1, device.clone()).unwrap();
     load(&machine, &[0xe6, 0x80, 0xf4]); // out 0x80, al; hlt
@@ -54,7 +48,7 @@ fn a_guest_reaches_its_devices_and_every_vcpu_comes_home() {
 
 #[test]
 fn what_is_not_there_reads_all_ones() {
-    let Some(mut machine) = machine(&[0]) else { return };
+    let mut machine = machine(&[0]);
     let device = Arc::new(Last(Mutex::default(), machine.stop_switch().clone()));
     machine.register_pio(0x80, 1, device.clone()).unwrap();
     load(&machine, &[0xe4, 0x99, 0xe6, 0x80, 0xf4]); // in al, 0x99; out 0x80, al; hlt
@@ -64,7 +58,7 @@ fn what_is_not_there_reads_all_ones() {
 
 #[test]
 fn a_guest_that_never_leaves_is_fetched() {
-    let Some(machine) = machine(&[0, 1]) else { return };
+    let machine = machine(&[0, 1]);
     load(&machine, &[0xeb, 0xfe]); // jmp $
     let switch = machine.stop_switch().clone();
     let running = machine.start().unwrap();
@@ -74,7 +68,7 @@ fn a_guest_that_never_leaves_is_fetched() {
 
 #[test]
 fn a_triple_fault_shows_registers_and_the_last_exits() {
-    let Some(machine) = machine(&[0]) else { return };
+    let machine = machine(&[0]);
     // Protected mode, and no interrupt descriptor to be found: the first exception is the last.
     let code = [0xe6, 0x80, 0x0f, 0x0b]; // out 0x80, al; ud2
     machine.memory().write_slice(&code, GuestAddress(0x1000)).unwrap();
@@ -87,7 +81,7 @@ fn a_triple_fault_shows_registers_and_the_last_exits() {
 
 #[test]
 fn apic_ids_that_no_machine_can_have_are_refused_in_a_sentence() {
-    let Ok(host) = Host::open() else { return };
+    let host = Host::open().unwrap();
     let refusal = |apic_ids: &[u32], irqchip| {
         Machine::new(&host, &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip })
             .err()
