@@ -28,6 +28,8 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(60);
 pub const LEAST_PATIENCE: Duration = Duration::from_secs(5);
 /// On a slower one: so many times what an access took when nothing else was going on.
 const PATIENCE_IN_ACCESSES: u32 = 1000;
+/// On the slowest.
+const MOST_PATIENCE: Duration = Duration::from_secs(20);
 /// A run that is over before needs no progress bar.
 const SHORT: Duration = Duration::from_secs(1);
 
@@ -126,7 +128,8 @@ impl Session<'_> {
         let control = &board.control;
         let begun = Instant::now();
         let accesses = script.set_up()?;
-        control.set_patience(self.patience.max(begun.elapsed() / accesses * PATIENCE_IN_ACCESSES));
+        let scaled = begun.elapsed() / accesses * PATIENCE_IN_ACCESSES;
+        control.set_patience(self.patience.max(scaled.min(MOST_PATIENCE)));
         let begun = Instant::now();
         let progress = Progress::new(&board.sources);
         let played = std::thread::scope(|scope| {
