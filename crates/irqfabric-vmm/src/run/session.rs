@@ -27,7 +27,9 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(60);
 /// What a handler or an answer may take on a fast one.
 pub const LEAST_PATIENCE: Duration = Duration::from_secs(5);
 /// On a slower one: so many times what an access took when nothing else was going on.
-const PATIENCE_IN_ACCESSES: u32 = 2000;
+const PATIENCE_IN_ACCESSES: u32 = 1000;
+/// On the slowest.
+const MOST_PATIENCE: Duration = Duration::from_secs(20);
 /// A run that is over before needs no progress bar.
 const SHORT: Duration = Duration::from_secs(1);
 
@@ -126,13 +128,14 @@ impl Session<'_> {
         let control = &board.control;
         let begun = Instant::now();
         let accesses = script.set_up()?;
-        control.set_patience(self.patience.max(begun.elapsed() / accesses * PATIENCE_IN_ACCESSES));
+        let scaled = begun.elapsed() / accesses * PATIENCE_IN_ACCESSES;
+        control.set_patience(self.patience.max(scaled.min(MOST_PATIENCE)));
         let begun = Instant::now();
         let progress = Progress::new(&board.sources);
         let played = std::thread::scope(|scope| {
             let threads = self.start_sources(scope, &board.sources, &progress, control)?;
             let over = || threads.iter().all(ScopedJoinHandle::is_finished);
-            let played = self.run_script(script, &progress, control, over);
+            let played = self.run_script(board, script, over);
             *busy = begun.elapsed();
             played
         });
@@ -158,14 +161,10 @@ impl Session<'_> {
         (0..).zip(sources).map(start).collect()
     }
 
-    fn run_script(
-        &self,
-        script: &mut Script,
-        progress: &Progress,
-        control: &Control,
-        over: impl Fn() -> bool,
-    ) -> Result<(), RunFailed> {
+    fn run_script(&self, board: &Board, script: &mut Script, over: impl Fn() -> bool) -> Result<(), RunFailed> {
+        let control = &board.control;
         let begun = Instant::now();
+        let sent = || board.sources.iter().map(|source| source.device().sent).sum();
         let mut bar = None;
         while !control.stopping() && !over() {
             if self.interrupted.load(Relaxed) {
@@ -174,7 +173,7 @@ impl Session<'_> {
             script.step()?;
             script.pause(100, 1000);
             if begun.elapsed() > SHORT && super::is_watched() {
-                bar.get_or_insert_with(|| progress_bar(self.count)).set_position(progress.all.load(Relaxed));
+                bar.get_or_insert_with(|| progress_bar(self.count)).set_position(sent());
             }
         }
         if let Some(bar) = bar {

@@ -89,19 +89,19 @@ struct Heard {
 }
 
 /// Where the sources that wait have got to: the others keep pace with them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Progress {
-    /// What the waiting sources have sent, and what they are to send.
-    pub waiting: (AtomicU64, u64),
-    /// What all have sent.
-    pub all: AtomicU64,
+    /// What they have sent.
+    sent: AtomicU64,
+    /// What they are to send.
+    total: u64,
 }
 
 impl Progress {
     /// Nothing has been sent yet.
     pub fn new(sources: &[Source]) -> Self {
-        let waiting = sources.iter().filter(|source| source.pace == Pace::Waits).map(|source| source.share).sum();
-        Self { waiting: (AtomicU64::new(0), waiting), all: AtomicU64::new(0) }
+        let waiting = sources.iter().filter(|source| source.pace == Pace::Waits);
+        Self { sent: AtomicU64::new(0), total: waiting.map(|source| source.share).sum() }
     }
 }
 
@@ -157,8 +157,7 @@ impl Source {
     fn run_waiting(&self, progress: &Progress, control: &Control) {
         for number in 1..=self.share {
             self.send();
-            progress.all.fetch_add(1, Relaxed);
-            progress.waiting.0.fetch_add(1, Relaxed);
+            progress.sent.fetch_add(1, Relaxed);
             if !self.wait_until_seen(number, control) {
                 return;
             }
@@ -166,30 +165,33 @@ impl Source {
     }
 
     fn run_free(&self, random: &mut fastrand::Rng, progress: &Progress, control: &Control) {
-        let mut left = self.share;
-        while left > 0 && !control.stopping() {
-            let (sent, total) = (u128::from(progress.waiting.0.load(Relaxed)), u128::from(progress.waiting.1));
-            let ahead = sent < total && u128::from(self.share - left) * total > sent * u128::from(self.share);
+        while !control.stopping() {
+            let own = self.device().sent;
+            if own >= self.share {
+                return;
+            }
+            let (sent, total) = (u128::from(progress.sent.load(Relaxed)), u128::from(progress.total));
+            let ahead = sent < total && u128::from(own) * total > sent * u128::from(self.share);
             if ahead {
                 std::thread::sleep(Duration::from_micros(random.u64(50..250)));
                 continue;
             }
-            let burst = random.u64(1..=8).min(left);
-            for _ in 0..burst {
+            for _ in 0..random.u32(1..=8) {
                 self.send();
             }
-            left -= burst;
-            progress.all.fetch_add(burst, Relaxed);
             std::thread::yield_now();
         }
     }
 
+    /// Nothing if it has sent its share.
     fn send(&self) {
         let mut device = self.device();
-        device.sent += 1;
-        self.memory.store(self.page() + source::SENT, device.sent);
-        self.heard().pending.push_back((device.sent, Instant::now()));
-        self.signal();
+        if device.sent < self.share {
+            device.sent += 1;
+            self.memory.store(self.page() + source::SENT, device.sent);
+            self.heard().pending.push_back((device.sent, Instant::now()));
+            self.signal();
+        }
     }
 
     fn signal(&self) {
@@ -228,13 +230,19 @@ impl Source {
 
     // The vCPUs' threads.
 
-    /// The guest serves the level device: it lowers its line.
+    /// The guest serves the level device: it lowers its line. Every now and then it has more to say at once, and
+    /// raises it again before the handler comes to its EOI.
     pub fn serve(&self) {
         let mut device = self.device();
         if let Wire::Level(line) = &self.wire {
             self.memory.store(self.page() + source::STATUS, 0u32);
             device.served += 1;
             line.lower();
+            if self.pace == Pace::Free && device.served.is_multiple_of(4) && device.sent < self.share {
+                device.sent += 1;
+                self.memory.store(self.page() + source::SENT, device.sent);
+                self.signal();
+            }
         }
     }
 
