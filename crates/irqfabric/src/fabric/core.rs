@@ -67,8 +67,8 @@ impl CookieIndex {
         Self(None)
     }
 
-    pub(crate) const fn new() -> Self {
-        Self(Some(Mutex::new(BTreeMap::new())))
+    pub(crate) fn new() -> Self {
+        Self(Some(Mutex::default()))
     }
 
     /// `vector` has cached a translation that came from `cookie`.

@@ -10,10 +10,9 @@ use super::report::VectorStats;
 use crate::msg::{Acceptance, Interrupt, Masking, Message};
 use crate::remap::{Cookie, Refusal, Remapper};
 use crate::route::{Action, Event, Gsi, Listener, Since};
-use crate::sync::{EventFd, Mutex, MutexGuard};
+use crate::sync::{EventFd, Mutex, MutexGuard, Stopwatch};
 use std::io;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 /// How often a cold eventfd fires before it is worth a route.
@@ -357,7 +356,7 @@ impl Vector {
 
     fn detach_irqfd(&self, state: &State) {
         if let (Some((eventfd, _)), Some(gsi)) = (self.eventfd.get(), &state.gsi) {
-            let start = Instant::now();
+            let start = Stopwatch::start();
             if let Err(error) = self.core.hypervisor.detach(gsi.number(), eventfd) {
                 self.core.host_error(&error);
             }

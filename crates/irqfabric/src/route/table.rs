@@ -6,10 +6,10 @@
 //! [released](GsiTable::release): it is left out of the next commit, which nobody makes for its sake.
 
 use crate::hv::{HvError, Hypervisor, Route, Target};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Stopwatch};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A point in the table's history: the edit that a publication must cover.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,7 +133,7 @@ impl GsiTable {
         }
         let (routes, newest) = self.edits.lock().copy();
         published.commits += 1;
-        let start = Instant::now();
+        let start = Stopwatch::start();
         let committed = hypervisor.commit(&routes);
         published.last = start.elapsed();
         committed?;
