@@ -720,7 +720,7 @@ pin_models! {
     raise_and_invalidate_parked: parked, raise | invalidate_pin;
     end_of_interrupt_and_lower_raise: delivered, end_of_interrupt | lower_raise;
     end_of_interrupt_and_edge_and_back: delivered, end_of_interrupt | edge_and_back;
-    raise_move_and_mask: cold, raise | move_pin | mask_pin;
+    raise_rewrite_alike_and_mask_unmask: cold, raise | rewrite_pin_alike | mask_unmask_pin;
     raise_move_and_invalidate: cold, raise | move_pin | invalidate_pin;
     end_of_interrupt_raise_and_mask_unmask: delivered, end_of_interrupt | lower_raise | mask_unmask_pin;
 }
