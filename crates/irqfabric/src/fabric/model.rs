@@ -127,6 +127,7 @@ struct Machine {
     irtes: Irtes,
     vectors: MsiVectors,
     source: LineSource,
+    ioapic_lock: crate::sync::Mutex<()>,
 }
 
 /// What a model runs with.
@@ -153,7 +154,7 @@ impl Machine {
             vectors[index].eventfd().unwrap();
             vectors.program(index, WINDOW, entry.into()).unwrap();
         }
-        Self { kernel, fabric, irtes, vectors, source }
+        Self { kernel, fabric, irtes, vectors, source, ioapic_lock: crate::sync::Mutex::default() }
     }
 
     fn core(&self) -> &Arc<Core> {
@@ -577,14 +578,15 @@ fn dropping(beside: fn(&Machine) -> Beside) {
         machine.hot(0);
         let eventfd = machine.vectors[0].eventfd().unwrap().try_clone().unwrap();
         let threads: Vec<_> = beside(&machine).into_iter().map(loom::thread::spawn).collect();
-        let Machine { kernel, fabric, vectors, irtes, source } = machine;
+        let Machine { kernel, fabric, vectors, irtes, source, ioapic_lock } = machine;
         drop(vectors);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         let delivered = || kernel.state().log.iter().filter(|seen| matches!(seen, Seen::Delivered(_))).count();
         let before = delivered();
         eventfd.write(1).unwrap();
         assert_eq!(delivered(), before);
-        let rest = Machine { vectors: fabric.msi_vectors(RequesterId(8), 2), kernel, fabric, irtes, source };
+        let vectors = fabric.msi_vectors(RequesterId(8), 2);
+        let rest = Machine { kernel, fabric, vectors, irtes, source, ioapic_lock };
         rest.judge();
         nothing_leaks(&rest.kernel, &rest.fabric.0.core);
     });
@@ -594,8 +596,9 @@ fn dropping(beside: fn(&Machine) -> Beside) {
 
 const LEVEL: u32 = 1 << 15;
 
-/// The guest writes one half of pin 0's entry.
+/// The guest writes one half of pin 0's entry, its other CPUs looking on: the registers are indirect.
 fn entry(machine: &Machine, index: u32, value: u32) {
+    let _ioapic_lock = machine.ioapic_lock.lock();
     machine.fabric.mmio_write(IOAPIC_ADDRESS, &index.to_le_bytes());
     machine.fabric.mmio_write(IOAPIC_ADDRESS + 0x10, &value.to_le_bytes());
 }

@@ -159,10 +159,12 @@ pub(super) fn settle(core: &Arc<Core>, left: Vec<(Arc<Vector>, Reroute)>) {
     let count = u32::try_from(stale.len()).unwrap_or(u32::MAX);
     if core.detach_cost.load().saturating_mul(count) < core.table.last_commit() {
         side_by_side(&stale, |vector| vector.detach(Event::Evict));
-    } else if let Some(newest) = stale.iter().filter_map(|vector| vector.reroute()).max()
-        && !core.publish(newest)
-    {
-        side_by_side(&stale, |vector| vector.detach(Event::Forget));
+    } else if let Some(newest) = stale.iter().filter_map(|vector| vector.reroute()).max() {
+        if core.publish(newest) {
+            stale.iter().for_each(|vector| vector.rerouted());
+        } else {
+            side_by_side(&stale, |vector| vector.detach(Event::Forget));
+        }
     }
 }
 
