@@ -18,7 +18,7 @@ use std::sync as imp;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-pub(crate) use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+pub(crate) use imp::{Condvar, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 #[cfg(loom)]
 pub(crate) use kernel::EventFd;
 #[cfg(not(loom))]
@@ -58,6 +58,11 @@ impl<T> RwLock<T> {
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Waits on `condition`, as [`Mutex::lock`] would have it.
+pub(crate) fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    condition.wait(guard).unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How long something takes.

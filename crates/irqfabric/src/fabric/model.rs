@@ -9,8 +9,8 @@
 //! Every model runs with the kernel's worker at once and as late as can be, and with a commit and a detach as
 //! what `settle` finds cheaper.
 //!
-//! *Bounded:* three threads preempt each other at most [`PREEMPTIONS`] times, two as often as they can; a
-//! dispatcher's turn is one event; `side_by_side` stays on its thread. *Not seen by loom:* the counters (statistics), `Arc`'s counts, and
+//! *Bounded:* three threads preempt each other at most [`PREEMPTIONS`] times, two about a pin [`PREEMPTIONS_OF_PINS`], two about a
+//! vector as often as they can; `LOOM_MAX_PREEMPTIONS` sets another bound for all. A dispatcher's turn is one event; `side_by_side` stays on its thread. *Not seen by loom:* the counters (statistics), `Arc`'s counts, and
 //! `OnceLock`s, which are set before the threads start.
 //!
 //! ```text
@@ -35,8 +35,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// How often threads preempt each other in a model of three.
-const PREEMPTIONS: usize = 3;
+/// How often threads preempt each other in a model of three; LOOM_MAX_PREEMPTIONS overrides it.
+const PREEMPTIONS: usize = 2;
+
+/// And in one of two about a pin, whose registers take many steps to write.
+const PREEMPTIONS_OF_PINS: usize = 4;
 
 // The machine.
 
@@ -445,6 +448,7 @@ fn explore(preemptions: Option<usize>, execution: impl Fn(Variant) + Copy + Send
             });
         }
     }
+    let preemptions = loom::model::Builder::new().preemption_bound.or(preemptions);
     let bound = preemptions.map_or_else(|| "no bound".into(), |most| format!("{most} preemptions"));
     let name = std::thread::current().name().unwrap_or_default().to_owned();
     // Past libtest's capture: the figures are part of what a run shows.
@@ -660,8 +664,8 @@ fn delivered(machine: &Machine) {
 }
 
 fn pin(begin: Act, threads: &'static [Act]) {
-    let preemptions = (threads.len() > 2).then_some(PREEMPTIONS);
-    explore(preemptions, move |variant| {
+    let preemptions = if threads.len() > 2 { PREEMPTIONS } else { PREEMPTIONS_OF_PINS };
+    explore(Some(preemptions), move |variant| {
         let machine = Arc::new(Machine::new(variant));
         entry(&machine, 0x10, LEVEL | u32::from(ENTRY));
         begin(&machine);

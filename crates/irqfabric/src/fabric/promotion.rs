@@ -182,6 +182,7 @@ pub(super) fn invalidate(core: &Arc<Core>, entries: &Entries) {
     // Nobody translates by the old entries any more; the vectors are dropped, if we are their last, without the lock.
     drop(remapper);
     settle(core, left);
+    core.cookies.wait_for_dropped(entries);
 }
 
 /// Does something to each of many vectors, from a few threads if they are many: all it takes is their own locks.

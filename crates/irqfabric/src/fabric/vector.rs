@@ -476,6 +476,7 @@ impl Drop for Vector {
             // The descriptor may live on in another process, and so would the dispatcher's interest in it.
             dispatcher.remove(eventfd, *token);
         }
+        // An invalidation that comes across a vector on its way out waits until it has left the index: with its route.
         self.forget(&mut state);
         self.step(&mut state, Event::Drop);
     }
