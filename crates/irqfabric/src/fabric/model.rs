@@ -223,7 +223,9 @@ impl Machine {
             let ready = self.kernel.state().ready();
             ready.into_iter().for_each(|index| self.turn(index));
         }
-        assert_eq!(self.kernel.state().ready(), [], "the dispatcher would spin");
+        // Not with the lock held: what unwinds needs it.
+        let ready = self.kernel.state().ready();
+        assert_eq!(ready, [], "the dispatcher would spin");
     }
 
     /// The threads are done. What must hold at the end of every execution.
