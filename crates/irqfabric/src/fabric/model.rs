@@ -214,7 +214,8 @@ impl Machine {
     fn hot(&self, index: usize) {
         self.warm(index);
         self.promote(index);
-        assert_eq!(self.kernel.state().irqfds(), 1);
+        let irqfds = self.kernel.state().irqfds();
+        assert_eq!(irqfds, 1);
     }
 
     /// Turns of the dispatcher until nothing is ready.
@@ -297,7 +298,8 @@ impl Machine {
 
 /// The vectors are gone: so are their irqfds and GSIs.
 fn nothing_leaks(kernel: &Kernel, core: &Core) {
-    assert_eq!(kernel.state().irqfds(), 0, "an irqfd leaks");
+    let irqfds = kernel.state().irqfds();
+    assert_eq!(irqfds, 0, "an irqfd leaks");
     let gsis: Vec<_> = std::iter::from_fn(|| core.table.allocate()).collect();
     assert_eq!(gsis.len(), GSIS as usize, "a GSI leaks");
 }
