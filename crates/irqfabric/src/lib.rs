@@ -29,6 +29,8 @@
 //! `vm-memory` and `vm-superio` implement our traits for, and those of, the rust-vmm crates of these names.
 
 #![deny(unsafe_code)]
+// Under loom the models play the dispatcher: its deadlines go unused.
+#![cfg_attr(loom, allow(dead_code))]
 
 pub mod chip;
 pub mod fabric;

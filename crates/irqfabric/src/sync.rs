@@ -2,17 +2,40 @@
 //!
 //! A panic in a VMM's callback must not turn every later interrupt into a panic as well; our own
 //! sections leave the state whole at every call that could unwind.
+//!
+//! With `--cfg loom` they are loom's, eventfds are those of a [model of the kernel](kernel), and time stands still. `Arc`,
+//! `Weak`, `OnceLock` and atomics stay std's: the fabric's atomics are statistics, which order nothing, and its `OnceLock`s
+//! are set before a model's threads start.
 
-use std::sync::{Mutex as StdMutex, PoisonError, RwLock as StdRwLock};
-pub(crate) use std::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+#[cfg(loom)]
+pub(crate) mod kernel;
+
+#[cfg(loom)]
+use loom::sync as imp;
+#[cfg(not(loom))]
+use std::sync as imp;
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+pub(crate) use imp::{Condvar, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+#[cfg(loom)]
+pub(crate) use kernel::EventFd;
+#[cfg(not(loom))]
 pub(crate) use vmm_sys_util::eventfd::EventFd;
 
 #[derive(Debug, Default)]
-pub(crate) struct Mutex<T>(StdMutex<T>);
+pub(crate) struct Mutex<T>(imp::Mutex<T>);
 
 impl<T> Mutex<T> {
+    #[cfg(not(loom))]
     pub(crate) const fn new(value: T) -> Self {
-        Self(StdMutex::new(value))
+        Self(imp::Mutex::new(value))
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn new(value: T) -> Self {
+        Self(imp::Mutex::new(value))
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
@@ -21,11 +44,11 @@ impl<T> Mutex<T> {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct RwLock<T>(StdRwLock<T>);
+pub(crate) struct RwLock<T>(imp::RwLock<T>);
 
 impl<T> RwLock<T> {
-    pub(crate) const fn new(value: T) -> Self {
-        Self(StdRwLock::new(value))
+    pub(crate) fn new(value: T) -> Self {
+        Self(imp::RwLock::new(value))
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
@@ -34,5 +57,36 @@ impl<T> RwLock<T> {
 
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits on `condition`, as [`Mutex::lock`] would have it.
+pub(crate) fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    condition.wait(guard).unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long something takes.
+pub(crate) struct Stopwatch(#[cfg(not(loom))] std::time::Instant);
+
+#[cfg(not(loom))]
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Self(std::time::Instant::now())
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// Everything takes a microsecond: an execution must depend on nothing but its interleaving.
+#[cfg(loom)]
+impl Stopwatch {
+    pub(crate) const fn start() -> Self {
+        Self()
+    }
+
+    pub(crate) const fn elapsed(&self) -> Duration {
+        Duration::from_micros(1)
     }
 }

@@ -8,8 +8,9 @@ use crate::memory::Memory;
 use crate::msg::{Acceptance, Interrupt, Message, NotAnInterrupt};
 use crate::remap::{Cookie, Entries, Refusal, Remapper};
 use crate::route::{GsiTable, Since};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Condvar, Mutex, RwLock, wait};
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -33,11 +34,22 @@ pub(crate) struct Core {
     pub(crate) counters: Counters,
 }
 
-/// By entry of the remapping table: the vectors whose translation is cached.
-pub(crate) struct CookieIndex(Option<Mutex<ByCookie>>);
+/// By entry of the remapping table: the vectors whose translation is cached, here or by the kernel.
+pub(crate) struct CookieIndex(Option<Index>);
 
-/// The second half of the key tells vectors of one entry apart.
-type ByCookie = BTreeMap<(Option<Cookie>, usize), Weak<Vector>>;
+#[derive(Default)]
+struct Index {
+    entries: Mutex<IndexEntries>,
+    /// Somebody [waits](CookieIndex::wait_for_dropped), and a vector has left.
+    left: Condvar,
+}
+
+#[derive(Default)]
+struct IndexEntries {
+    /// The second half of the key tells vectors of one entry apart.
+    vectors: BTreeMap<(Option<Cookie>, usize), Weak<Vector>>,
+    waiting: usize,
+}
 
 /// How long something took the last time.
 #[derive(Debug)]
@@ -67,36 +79,57 @@ impl CookieIndex {
         Self(None)
     }
 
-    pub(crate) const fn new() -> Self {
-        Self(Some(Mutex::new(BTreeMap::new())))
+    pub(crate) fn new() -> Self {
+        Self(Some(Index::default()))
     }
 
     /// `vector` has cached a translation that came from `cookie`.
     pub(crate) fn cached(&self, cookie: Option<Cookie>, vector: &Arc<Vector>) {
         if let Some(index) = &self.0 {
-            index.lock().insert((cookie, vector.address()), Arc::downgrade(vector));
+            index.entries.lock().vectors.insert((cookie, vector.address()), Arc::downgrade(vector));
         }
     }
 
-    /// `vector` has dropped the translation that came from `cookie`.
+    /// Nothing is delivered any more by what `vector` knew from `cookie`.
     pub(crate) fn forgotten(&self, cookie: Option<Cookie>, vector: &Vector) {
         if let Some(index) = &self.0 {
-            index.lock().remove(&(cookie, vector.address()));
+            let mut entries = index.entries.lock();
+            entries.vectors.remove(&(cookie, vector.address()));
+            if entries.waiting > 0 {
+                index.left.notify_all();
+            }
         }
     }
 
-    /// The vectors whose cached translation came from `entries`. The work grows with their number only.
-    pub(crate) fn covered(&self, entries: &Entries) -> Vec<Arc<Vector>> {
+    /// The vectors whose cached translation came from `covered`. The work grows with their number only.
+    pub(crate) fn covered(&self, covered: &Entries) -> Vec<Arc<Vector>> {
         let Some(index) = &self.0 else { return Vec::new() };
-        let index = index.lock();
-        match entries {
-            Entries::All => index.values().filter_map(Weak::upgrade).collect(),
-            Entries::Range(range) if range.is_empty() => Vec::new(),
-            Entries::Range(range) => {
-                let keys = (Some(*range.start()), 0)..=(Some(*range.end()), usize::MAX);
-                index.range(keys).filter_map(|(_, vector)| vector.upgrade()).collect()
-            }
+        index.entries.lock().of(covered).filter_map(Weak::upgrade).collect()
+    }
+
+    /// Returns when none of the vectors of `covered` is being dropped, which takes a detach: until that is over the kernel
+    /// may deliver by what the vector was, and nobody but the thread that drops it can reach it.
+    pub(crate) fn wait_for_dropped(&self, covered: &Entries) {
+        let Some(index) = &self.0 else { return };
+        let mut entries = index.entries.lock();
+        while entries.of(covered).any(|vector| vector.strong_count() == 0) {
+            entries.waiting += 1;
+            entries = wait(&index.left, entries);
+            entries.waiting -= 1;
         }
+    }
+}
+
+impl IndexEntries {
+    fn of(&self, covered: &Entries) -> impl Iterator<Item = &Weak<Vector>> {
+        let keys = match covered {
+            Entries::All => Some((Bound::Unbounded, Bound::Unbounded)),
+            Entries::Range(range) if range.is_empty() => None,
+            Entries::Range(range) => {
+                Some((Bound::Included((Some(*range.start()), 0)), Bound::Included((Some(*range.end()), usize::MAX))))
+            }
+        };
+        keys.into_iter().flat_map(|keys| self.vectors.range(keys)).map(|(_, vector)| vector)
     }
 }
 

@@ -13,7 +13,8 @@
 //! ```
 //!
 //! No lock is held across a commit. Whoever comes back from one and finds another generation leaves: the thread that
-//! made it is on its way. While remote IRR is set nothing is due, so the route cannot change under an
+//! made it is on its way. Whoever finds its own looks again at what is due and what it translates to: an
+//! invalidation makes no generation. While remote IRR is set nothing is due, so the route cannot change under an
 //! interrupt in service, whatever is written to the entry.
 
 use super::core::Core;
@@ -158,18 +159,23 @@ impl IoapicPort {
     /// Delivers what `pin` has to send, if anything: one system call, and before it one table commit if a level
     /// pin's message has changed since its last delivery.
     fn attempt<'a>(&'a self, mut session: Session<'a>, pin: u8) {
-        let Some(message) = session.state.chip.due(pin) else { return };
-        let interrupt = match session.translation.translate(&message) {
-            Ok(translation) => translation.interrupt,
-            Err(why) => {
-                self.core.refused(&message, why);
-                session.state.delivered(pin, Acceptance::Refused);
-                return;
-            }
-        };
-        if session.state.parks(pin, &interrupt) {
-            match session.state.pins[usize::from(pin)].park(interrupt) {
-                Park::Ready => {}
+        while let Some(message) = session.state.chip.due(pin) {
+            let interrupt = match session.translation.translate(&message) {
+                Ok(translation) => translation.interrupt,
+                Err(why) => {
+                    self.core.refused(&message, why);
+                    return session.state.delivered(pin, Acceptance::Refused);
+                }
+            };
+            let park = match session.state.parks(pin, &interrupt) {
+                true => session.state.pins[usize::from(pin)].park(interrupt),
+                false => Park::Ready,
+            };
+            match park {
+                Park::Ready => {
+                    let acceptance = self.core.deliver(&interrupt);
+                    return session.state.delivered(pin, acceptance);
+                }
                 Park::Elsewhere => return,
                 Park::Commit { generation } => {
                     let since = self.core.table.put(self.gsi(pin), interrupt);
@@ -179,16 +185,12 @@ impl IoapicPort {
                     if !session.state.pins[usize::from(pin)].parked(generation, published) {
                         return;
                     }
-                    // The line may have fallen or the pin been masked in between. Had the message changed, whoever
-                    // changed it would have come by here and begun a new generation.
-                    if session.state.chip.due(pin) != Some(message) {
-                        return;
-                    }
+                    // In between the line may have fallen, the pin been masked, the message rewritten to another that
+                    // asks for the same interrupt, which was left to us, or its translation invalidated: look again.
+                    // Each further round was caused by a guest that changed something meanwhile.
                 }
             }
         }
-        let acceptance = self.core.deliver(&interrupt);
-        session.state.delivered(pin, acceptance);
     }
 }
 

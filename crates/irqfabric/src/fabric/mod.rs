@@ -9,8 +9,14 @@
 //! held across a table commit.
 
 mod core;
+#[cfg(not(loom))]
+mod dispatcher;
+#[cfg(loom)]
+#[path = "model/dispatcher.rs"]
 mod dispatcher;
 mod ioapic;
+#[cfg(all(test, loom))]
+mod model;
 mod msi;
 mod promotion;
 mod report;

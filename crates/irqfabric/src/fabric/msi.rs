@@ -16,7 +16,7 @@ use std::sync::Arc;
 ///
 /// Clones are the same vector; a device may signal it from any thread.
 #[derive(Clone)]
-pub struct MsiVector(Arc<Vector>);
+pub struct MsiVector(pub(super) Arc<Vector>);
 
 /// The vectors of one device, as its configuration space or MSI-X table knows them: each can be programmed and masked.
 /// As a slice, they are what the device signals.

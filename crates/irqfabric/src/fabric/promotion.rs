@@ -160,10 +160,12 @@ pub(super) fn settle(core: &Arc<Core>, left: Vec<(Arc<Vector>, Reroute)>) {
     let count = u32::try_from(stale.len()).unwrap_or(u32::MAX);
     if core.detach_cost.load().saturating_mul(count) < core.table.last_commit() {
         side_by_side(&stale, |vector| vector.detach(Event::Evict));
-    } else if let Some(newest) = stale.iter().filter_map(|vector| vector.reroute()).max()
-        && !core.publish(newest)
-    {
-        side_by_side(&stale, |vector| vector.detach(Event::Forget));
+    } else if let Some(newest) = stale.iter().filter_map(|vector| vector.reroute()).max() {
+        if core.publish(newest) {
+            stale.iter().for_each(|vector| vector.rerouted());
+        } else {
+            side_by_side(&stale, |vector| vector.detach(Event::Forget));
+        }
     }
 }
 
@@ -181,6 +183,7 @@ pub(super) fn invalidate(core: &Arc<Core>, entries: &Entries) {
     // Nobody translates by the old entries any more; the vectors are dropped, if we are their last, without the lock.
     drop(remapper);
     settle(core, left);
+    core.cookies.wait_for_dropped(entries);
 }
 
 /// Does something to each of many vectors, from a few threads if they are many: all it takes is their own locks.

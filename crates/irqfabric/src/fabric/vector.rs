@@ -10,10 +10,9 @@ use super::report::VectorStats;
 use crate::msg::{Acceptance, Interrupt, Masking, Message};
 use crate::remap::{Cookie, Refusal, Remapper};
 use crate::route::{Action, Event, Gsi, Listener, Since};
-use crate::sync::{EventFd, Mutex, MutexGuard};
+use crate::sync::{EventFd, Mutex, MutexGuard, Stopwatch};
 use std::io;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 /// How often a cold eventfd fires before it is worth a route.
@@ -44,8 +43,8 @@ pub(super) struct State {
     cookie: Option<Cookie>,
     // Who listens.
     listener: Listener,
-    /// The route: kept by Hot and Masked only.
-    gsi: Option<Box<Gsi>>,
+    /// Kept by Hot and Masked only.
+    route: Option<Box<HeldRoute>>,
     /// Events of the eventfd since it became cold, up to 255.
     fired: u8,
     /// It waits to be promoted.
@@ -53,6 +52,15 @@ pub(super) struct State {
     /// It fired while it might not send, and the dispatcher looks away since.
     muted: bool,
     stats: VectorStats,
+}
+
+/// A vector's route.
+struct HeldRoute {
+    gsi: Gsi,
+    /// The entries of which the route in force may still be, though the vector's translation is not. Not empty: somebody's
+    /// change is on its way, and whoever else changes the vector has not done so before the kernel knows. The index keeps
+    /// the vector under these cookies too, so that an invalidation finds it.
+    leftover: Vec<Option<Cookie>>,
 }
 
 /// What the dispatcher should do about a vector that has fired.
@@ -155,9 +163,29 @@ impl Vector {
     fn forget(&self, state: &mut State) -> Option<Interrupt> {
         let before = state.translated.take();
         if before.is_some() {
-            self.core.cookies.forgotten(state.cookie.take(), self);
+            let cookie = state.cookie.take();
+            match &mut state.route {
+                // The kernel delivers by it all the same, until it is told.
+                Some(route) if !route.leftover.contains(&cookie) => route.leftover.push(cookie),
+                Some(_) => {}
+                None => self.core.cookies.forgotten(cookie, self),
+            }
         }
         before
+    }
+
+    /// The kernel delivers by nothing but the present translation.
+    fn settle(&self, state: &mut State) {
+        let leftover = state.route.as_mut().map(|route| std::mem::take(&mut route.leftover));
+        self.leave(state, leftover.unwrap_or_default());
+    }
+
+    /// Nothing is delivered by these entries any more, the present one apart.
+    fn leave(&self, state: &State, leftover: Vec<Option<Cookie>>) {
+        let present = state.translated.map(|_| state.cookie);
+        for cookie in leftover.into_iter().filter(|&cookie| present != Some(cookie)) {
+            self.core.cookies.forgotten(cookie, self);
+        }
     }
 
     // Configuring.
@@ -165,30 +193,33 @@ impl Vector {
     /// The guest programs another message. What the answer asks for must be done before anybody relies on it.
     pub(super) fn program(self: &Arc<Self>, message: Option<Message>, remapper: &dyn Remapper) -> Reroute {
         let mut state = self.state.lock();
-        if state.message() == message {
+        if state.message() == message && state.is_settled() {
             return Reroute::No;
         }
-        let before = self.forget(&mut state);
         state.programmed = message.is_some();
         state.message = message.unwrap_or_default();
-        self.retranslate(&mut state, before, remapper)
+        self.retranslate(&mut state, remapper)
     }
 
     /// The entry that the translation came from is not what it was. As for [`program`](Self::program).
     pub(super) fn invalidate(self: &Arc<Self>, remapper: &dyn Remapper) -> Reroute {
-        let mut state = self.state.lock();
-        let before = self.forget(&mut state);
-        self.retranslate(&mut state, before, remapper)
+        self.retranslate(&mut self.state.lock(), remapper)
     }
 
     /// A vector with a route must know its new translation at once; any other finds out when it fires.
-    fn retranslate(self: &Arc<Self>, state: &mut State, before: Option<Interrupt>, remapper: &dyn Remapper) -> Reroute {
-        if state.gsi.is_none() {
+    fn retranslate(self: &Arc<Self>, state: &mut State, remapper: &dyn Remapper) -> Reroute {
+        // If not, the route says neither what it should nor what the translation was.
+        let settled = state.is_settled();
+        let before = self.forget(state);
+        if state.route.is_none() {
             return Reroute::No;
         }
         let Some(message) = state.message() else { return Reroute::Detach };
         match self.translate(state, &message, remapper) {
-            Ok(interrupt) if Some(interrupt) == before => Reroute::No,
+            Ok(interrupt) if settled && Some(interrupt) == before => {
+                self.settle(state);
+                Reroute::No
+            }
             Ok(_) if state.listener == Listener::Hot => Reroute::Yes,
             Ok(_) => {
                 self.step(state, Event::Change);
@@ -299,7 +330,7 @@ impl Vector {
             return false;
         }
         self.core.hot.lock().insert(&gsi, self);
-        state.gsi = Some(Box::new(gsi));
+        state.route = Some(Box::new(HeldRoute { gsi, leftover: Vec::new() }));
         self.step(&mut state, Event::Promote);
         state.listener == Listener::Hot
     }
@@ -307,8 +338,8 @@ impl Vector {
     /// Puts the present translation into the table, if the kernel delivers by it.
     pub(super) fn reroute(&self) -> Option<Since> {
         let mut state = self.state.lock();
-        match (state.listener, state.translated, &state.gsi) {
-            (Listener::Hot, Some(interrupt), Some(gsi)) => Some(gsi.put(interrupt)),
+        match (state.listener, state.translated, &state.route) {
+            (Listener::Hot, Some(interrupt), Some(route)) => Some(route.gsi.put(interrupt)),
             (Listener::Hot, None, _) => {
                 self.step(&mut state, Event::Forget);
                 None
@@ -319,6 +350,17 @@ impl Vector {
                 None
             }
             _ => None,
+        }
+    }
+
+    /// What [`reroute`](Self::reroute) asked for is published. If the vector means something else by now, whoever
+    /// changed it is on the way.
+    pub(super) fn rerouted(&self) {
+        let mut state = self.state.lock();
+        if let (Some(interrupt), Some(route)) = (state.translated, &state.route)
+            && route.gsi.stands_for(interrupt)
+        {
+            self.settle(&mut state);
         }
     }
 
@@ -351,8 +393,8 @@ impl Vector {
     }
 
     fn attach(&self, state: &State) -> bool {
-        let (Some((eventfd, _)), Some(gsi)) = (self.eventfd.get(), &state.gsi) else { return false };
-        match self.core.hypervisor.attach(gsi.number(), eventfd) {
+        let (Some((eventfd, _)), Some(route)) = (self.eventfd.get(), &state.route) else { return false };
+        match self.core.hypervisor.attach(route.gsi.number(), eventfd) {
             Ok(()) => {
                 // The kernel has injected what it found and left the count: a later detach would see a ghost.
                 let _ = eventfd.read();
@@ -366,9 +408,9 @@ impl Vector {
     }
 
     fn detach_irqfd(&self, state: &State) {
-        if let (Some((eventfd, _)), Some(gsi)) = (self.eventfd.get(), &state.gsi) {
-            let start = Instant::now();
-            if let Err(error) = self.core.hypervisor.detach(gsi.number(), eventfd) {
+        if let (Some((eventfd, _)), Some(route)) = (self.eventfd.get(), &state.route) {
+            let start = Stopwatch::start();
+            if let Err(error) = self.core.hypervisor.detach(route.gsi.number(), eventfd) {
                 self.core.host_error(&error);
             }
             self.core.detach_cost.store(start.elapsed());
@@ -377,8 +419,9 @@ impl Vector {
 
     fn release(&self, state: &mut State) {
         state.fired = 0;
-        if let Some(gsi) = state.gsi.take() {
-            self.core.hot.lock().remove(&gsi);
+        if let Some(route) = state.route.take() {
+            self.core.hot.lock().remove(&route.gsi);
+            self.leave(state, route.leftover);
         }
     }
 
@@ -426,6 +469,11 @@ impl State {
         }
     }
 
+    /// Whether the route, if there is one, says what the translation says.
+    fn is_settled(&self) -> bool {
+        self.route.as_ref().is_none_or(|route| route.leftover.is_empty())
+    }
+
     pub(super) fn configuration(&self) -> (Option<Message>, Masking, bool) {
         (self.message(), self.masking, self.pending)
     }
@@ -438,6 +486,7 @@ impl Drop for Vector {
             // The descriptor may live on in another process, and so would the dispatcher's interest in it.
             dispatcher.remove(eventfd, *token);
         }
+        // An invalidation that comes across a vector on its way out waits until it has left the index: with its route.
         self.forget(&mut state);
         self.step(&mut state, Event::Drop);
     }

@@ -6,10 +6,10 @@
 //! [released](GsiTable::release): it is left out of the next commit, which nobody makes for its sake.
 
 use crate::hv::{HvError, Hypervisor, Route, Target};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Stopwatch};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A point in the table's history: the edit that a publication must cover.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,7 +33,6 @@ pub(crate) struct Gsi {
 
 #[derive(Debug, Default)]
 struct Published {
-    until: Since,
     commits: u64,
     last: Duration,
 }
@@ -41,6 +40,8 @@ struct Published {
 #[derive(Debug)]
 struct Edits {
     newest: Since,
+    /// The last edit that is in force.
+    published: Since,
     entries: BTreeMap<u32, Entry>,
     /// GSIs that were given back.
     returned: Vec<u32>,
@@ -66,6 +67,13 @@ impl Gsi {
     pub(crate) fn put(&self, target: impl Into<Target>) -> Since {
         self.table.put(self.number, target)
     }
+
+    /// Whether the table in force has this GSI stand for `target`.
+    pub(crate) fn stands_for(&self, target: impl Into<Target>) -> bool {
+        let target = target.into();
+        let edits = self.table.edits.lock();
+        edits.entries.get(&self.number).is_some_and(|entry| entry.target == target && entry.since <= edits.published)
+    }
 }
 
 impl Drop for Gsi {
@@ -79,7 +87,14 @@ impl Drop for Gsi {
 impl GsiTable {
     /// An empty table, which hands out the GSIs from `first` up to but not `end`.
     pub(crate) fn new(first: u32, end: u32) -> Self {
-        let edits = Edits { newest: Since(0), entries: BTreeMap::new(), returned: Vec::new(), next: first, end };
+        let edits = Edits {
+            newest: Since(0),
+            published: Since(0),
+            entries: BTreeMap::new(),
+            returned: Vec::new(),
+            next: first,
+            end,
+        };
         Self { published: Mutex::default(), edits: Mutex::new(edits) }
     }
 
@@ -128,16 +143,18 @@ impl GsiTable {
     /// the table in force is the old one, and the edit will be part of the next commit.
     pub(crate) fn publish(&self, since: Since, hypervisor: &dyn Hypervisor) -> Result<(), HvError> {
         let mut published = self.published.lock();
-        if published.until >= since {
+        let mut edits = self.edits.lock();
+        if edits.published >= since {
             return Ok(());
         }
-        let (routes, newest) = self.edits.lock().copy();
+        let (routes, newest) = edits.copy();
+        drop(edits);
         published.commits += 1;
-        let start = Instant::now();
+        let start = Stopwatch::start();
         let committed = hypervisor.commit(&routes);
         published.last = start.elapsed();
         committed?;
-        published.until = newest;
+        self.edits.lock().published = newest;
         Ok(())
     }
 
