@@ -18,7 +18,7 @@ pub const FIRST: u8 = 0x30;
 
 pub struct Machine {
     pub fabric: Fabric,
-    /// Counting a call costs ours a few nanoseconds of it.
+    /// Counts our calls, unless the machine was made [`uncounted`](Self::uncounted).
     pub hypervisor: Arc<Counted<Kvm>>,
     pub vm: Arc<VmFd>,
     _vcpu: VcpuFd,
@@ -58,6 +58,15 @@ pub fn vcpu(vm: &VmFd) -> Result<VcpuFd, Error> {
 impl Machine {
     pub fn new(promotion: Promotion) -> Result<Self, Error> {
         Self::build(|builder| builder.promotion(promotion))
+    }
+
+    /// Counting a delivery takes about a fortieth of it: not where the fortieth matters.
+    pub fn uncounted() -> Result<Self, Error> {
+        let vm = vm()?;
+        let fabric = Fabric::builder(Kvm::split(vm.clone())).ioapic(Ioapic::default()).build()?;
+        let hypervisor = Arc::new(Counted::new(Kvm::split(vm.clone())));
+        let vcpu = vcpu(&vm)?;
+        Ok(Self { fabric, hypervisor, vm, _vcpu: vcpu })
     }
 
     pub fn build(parts: impl FnOnce(FabricBuilder) -> FabricBuilder) -> Result<Self, Error> {

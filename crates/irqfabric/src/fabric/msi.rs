@@ -104,7 +104,7 @@ impl MsiVectors {
         let remapper = self.core.translation.read();
         let reroutes = vectors.iter().zip(programs).map(|(vector, &Program { address, data, .. })| {
             let message = Message { address, data, requester: self.requester };
-            ((*vector).clone(), vector.program(Some(message), &**remapper))
+            ((*vector).clone(), vector.program(Some(message), &*remapper))
         });
         let left = reroutes.collect();
         drop(remapper);
@@ -174,7 +174,7 @@ impl MsiVectors {
         if self.core.promotion == Promotion::Prefill {
             let remapper = self.core.translation.read();
             let vectors: Vec<_> =
-                vectors.iter().filter(|vector| vector.learn(&**remapper)).map(|&vector| vector.clone()).collect();
+                vectors.iter().filter(|vector| vector.learn(&*remapper)).map(|&vector| vector.clone()).collect();
             drop(remapper);
             promote(&self.core, &vectors);
         }

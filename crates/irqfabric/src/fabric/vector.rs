@@ -8,10 +8,11 @@ use super::core::{Core, Counters};
 use super::dispatcher::Token;
 use super::report::VectorStats;
 use crate::msg::{Acceptance, Interrupt, Masking, Message};
-use crate::remap::{Cookie, Refusal, Remapper};
+use crate::remap::{Cookie, Refusal, Remapper, Translation};
 use crate::route::{Action, Event, Gsi, Listener, Since};
 use crate::sync::{EventFd, Mutex, MutexGuard};
 use std::io;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
@@ -128,7 +129,7 @@ impl Vector {
         let remapper = self.core.translation.read();
         let mut state = self.state.lock();
         let Some(message) = state.sends(&self.core) else { return state };
-        match self.translate(&mut state, &message, &**remapper) {
+        match self.translate(&mut state, &message, &*remapper) {
             Ok(interrupt) => state.deliver(&self.core, &interrupt),
             Err(why) => self.core.refused(&message, why),
         }
@@ -146,18 +147,29 @@ impl Vector {
             return Ok(interrupt);
         }
         let translation = remapper.translate(message)?;
-        state.translated = Some(translation.interrupt);
-        state.cookie = translation.cookie;
-        self.core.cookies.cached(translation.cookie, self);
+        self.remember(state, Some(translation));
         Ok(translation.interrupt)
     }
 
-    fn forget(&self, state: &mut State) -> Option<Interrupt> {
-        let before = state.translated.take();
-        if before.is_some() {
+    /// What the message comes out as from now on; `None` if that is not known.
+    fn remember(self: &Arc<Self>, state: &mut State, translation: Option<Translation>) {
+        let before = state.translated.map(|_| state.cookie);
+        let after = translation.map(|translation| translation.cookie);
+        // Mostly it comes from the same entry as before, and the index is one for all vectors.
+        if after != before {
+            self.forget(state);
+            if let Some(cookie) = after {
+                self.core.cookies.cached(cookie, self);
+            }
+        }
+        state.translated = translation.map(|translation| translation.interrupt);
+        state.cookie = after.flatten();
+    }
+
+    fn forget(&self, state: &mut State) {
+        if state.translated.take().is_some() {
             self.core.cookies.forgotten(state.cookie.take(), self);
         }
-        before
     }
 
     // Configuring.
@@ -168,34 +180,32 @@ impl Vector {
         if state.message() == message {
             return Reroute::No;
         }
-        let before = self.forget(&mut state);
         state.programmed = message.is_some();
         state.message = message.unwrap_or_default();
-        self.retranslate(&mut state, before, remapper)
+        self.retranslate(&mut state, remapper)
     }
 
     /// The entry that the translation came from is not what it was. As for [`program`](Self::program).
     pub(super) fn invalidate(self: &Arc<Self>, remapper: &dyn Remapper) -> Reroute {
-        let mut state = self.state.lock();
-        let before = self.forget(&mut state);
-        self.retranslate(&mut state, before, remapper)
+        self.retranslate(&mut self.state.lock(), remapper)
     }
 
     /// A vector with a route must know its new translation at once; any other finds out when it fires.
-    fn retranslate(self: &Arc<Self>, state: &mut State, before: Option<Interrupt>, remapper: &dyn Remapper) -> Reroute {
-        if state.gsi.is_none() {
-            return Reroute::No;
-        }
-        let Some(message) = state.message() else { return Reroute::Detach };
-        match self.translate(state, &message, remapper) {
-            Ok(interrupt) if Some(interrupt) == before => Reroute::No,
-            Ok(_) if state.listener == Listener::Hot => Reroute::Yes,
-            Ok(_) => {
+    fn retranslate(self: &Arc<Self>, state: &mut State, remapper: &dyn Remapper) -> Reroute {
+        let before = state.translated;
+        let has_route = state.gsi.is_some();
+        let message = state.message().filter(|_| has_route);
+        self.remember(state, message.and_then(|message| remapper.translate(&message).ok()));
+        match state.translated {
+            _ if !has_route => Reroute::No,
+            // Detaching takes its time: not under the caller's translation lock.
+            None => Reroute::Detach,
+            after if after == before => Reroute::No,
+            _ if state.listener == Listener::Hot => Reroute::Yes,
+            _ => {
                 self.step(state, Event::Change);
                 Reroute::No
             }
-            // Detaching takes its time: not under the caller's translation lock.
-            Err(_) => Reroute::Detach,
         }
     }
 
@@ -357,11 +367,16 @@ impl Vector {
 
     fn detach_irqfd(&self, state: &State) {
         if let (Some((eventfd, _)), Some(gsi)) = (self.eventfd.get(), &state.gsi) {
+            let others = self.core.detaching.fetch_add(1, Relaxed);
             let start = Instant::now();
             if let Err(error) = self.core.hypervisor.detach(gsi.number(), eventfd) {
                 self.core.host_error(&error);
             }
-            self.core.detach_cost.store(start.elapsed());
+            let took = start.elapsed();
+            // Side by side each takes longer, and all of them together less.
+            if self.core.detaching.fetch_sub(1, Relaxed) == 1 && others == 0 {
+                self.core.detach_cost.learn(took);
+            }
         }
     }
 

@@ -5,9 +5,9 @@
 //! the others find that theirs is in force. A route that is no longer needed is only
 //! [released](GsiTable::release): it is left out of the next commit, which nobody makes for its sake.
 
+use super::cost::Cost;
 use crate::hv::{HvError, Hypervisor, Route, Target};
 use crate::sync::Mutex;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,13 @@ pub(crate) struct GsiTable {
     published: Mutex<Published>,
     /// Held for an edit or a copy only.
     edits: Mutex<Edits>,
+    /// What a commit takes for each of its routes.
+    route_cost: Cost,
 }
+
+/// A commit of no route takes as long as this many routes: on Linux 6.18 about 8 µs, and 0.21 µs a route.
+const FIXED_COST: usize = 40;
+const ROUTE_COST: u64 = 210;
 
 /// A GSI of one's own. Dropping it releases its route and gives the GSI back.
 #[derive(Debug)]
@@ -36,12 +42,15 @@ struct Published {
     until: Since,
     commits: u64,
     last: Duration,
+    /// The table of the last commit: kept for its memory, which the next one needs again.
+    routes: Vec<Route>,
 }
 
 #[derive(Debug)]
 struct Edits {
     newest: Since,
-    entries: BTreeMap<u32, Entry>,
+    /// By GSI.
+    entries: Vec<Option<Entry>>,
     /// GSIs that were given back.
     returned: Vec<u32>,
     /// The lowest that was never handed out, up to `end`.
@@ -79,8 +88,8 @@ impl Drop for Gsi {
 impl GsiTable {
     /// An empty table, which hands out the GSIs from `first` up to but not `end`.
     pub(crate) fn new(first: u32, end: u32) -> Self {
-        let edits = Edits { newest: Since(0), entries: BTreeMap::new(), returned: Vec::new(), next: first, end };
-        Self { published: Mutex::default(), edits: Mutex::new(edits) }
+        let edits = Edits { newest: Since(0), entries: Vec::new(), returned: Vec::new(), next: first, end };
+        Self { published: Mutex::default(), edits: Mutex::new(edits), route_cost: Cost::from_nanos(ROUTE_COST) }
     }
 
     /// A GSI that nobody else has, without a route yet. `None` if there is none left.
@@ -107,7 +116,8 @@ impl GsiTable {
     pub(crate) fn put(&self, gsi: u32, target: impl Into<Target>) -> Since {
         let target = target.into();
         let mut edits = self.edits.lock();
-        if let Some(entry) = edits.entries.get_mut(&gsi)
+        let gsi = gsi as usize;
+        if let Some(Some(entry)) = edits.entries.get_mut(gsi)
             && entry.target == target
         {
             entry.released = false;
@@ -115,7 +125,10 @@ impl GsiTable {
         }
         edits.newest.0 += 1;
         let since = edits.newest;
-        edits.entries.insert(gsi, Entry { target, since, released: false });
+        if edits.entries.len() <= gsi {
+            edits.entries.resize_with(gsi + 1, || None);
+        }
+        edits.entries[gsi] = Some(Entry { target, since, released: false });
         since
     }
 
@@ -131,12 +144,13 @@ impl GsiTable {
         if published.until >= since {
             return Ok(());
         }
-        let (routes, newest) = self.edits.lock().copy();
+        let newest = self.edits.lock().copy(&mut published.routes);
         published.commits += 1;
         let start = Instant::now();
-        let committed = hypervisor.commit(&routes);
+        let committed = hypervisor.commit(&published.routes);
         published.last = start.elapsed();
         committed?;
+        self.route_cost.learn(published.last / (published.routes.len() + FIXED_COST) as u32);
         published.until = newest;
         Ok(())
     }
@@ -144,6 +158,11 @@ impl GsiTable {
     /// How long the last commit took.
     pub(crate) fn last_commit(&self) -> Duration {
         self.published.lock().last
+    }
+
+    /// How long the next commit will take.
+    pub(crate) fn expected_commit(&self) -> Duration {
+        self.route_cost.load() * (self.published.lock().routes.len() + FIXED_COST) as u32
     }
 
     /// How many commits there were.
@@ -154,15 +173,18 @@ impl GsiTable {
 
 impl Edits {
     fn release(&mut self, gsi: u32) {
-        if let Some(entry) = self.entries.get_mut(&gsi) {
+        if let Some(Some(entry)) = self.entries.get_mut(gsi as usize) {
             entry.released = true;
         }
     }
 
-    fn copy(&mut self) -> (Vec<Route>, Since) {
-        self.entries.retain(|_, entry| !entry.released);
-        let routes = self.entries.iter().map(|(&gsi, entry)| Route { gsi, target: entry.target });
-        (routes.collect(), self.newest)
+    fn copy(&mut self, routes: &mut Vec<Route>) -> Since {
+        routes.clear();
+        for (gsi, slot) in (0..).zip(&mut self.entries) {
+            slot.take_if(|entry| entry.released);
+            routes.extend(slot.iter().map(|entry| Route { gsi, target: entry.target }));
+        }
+        self.newest
     }
 }
 
