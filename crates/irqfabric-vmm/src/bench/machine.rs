@@ -61,9 +61,10 @@ impl Machine {
     }
 
     /// Counting a delivery takes about a fortieth of it: not where the fortieth matters.
-    pub fn uncounted() -> Result<Self, Error> {
+    pub fn uncounted(promotion: Promotion) -> Result<Self, Error> {
         let vm = vm()?;
-        let fabric = Fabric::builder(Kvm::split(vm.clone())).ioapic(Ioapic::default()).build()?;
+        let builder = Fabric::builder(Kvm::split(vm.clone())).ioapic(Ioapic::default());
+        let fabric = builder.promotion(promotion).build()?;
         let hypervisor = Arc::new(Counted::new(Kvm::split(vm.clone())));
         let vcpu = vcpu(&vm)?;
         Ok(Self { fabric, hypervisor, vm, _vcpu: vcpu })

@@ -18,16 +18,17 @@ pub type Contender<'a> = &'a mut dyn FnMut() -> Result<Duration, Error>;
 impl Rounds {
     /// For rows whose single round takes long enough.
     pub fn few(self) -> Self {
-        Self(self.0.div_ceil(20).max(3))
+        Self(self.0.div_ceil(15).max(3))
     }
 
-    /// Calls the contenders in turn, each round beginning with another one; `batch` operations a call. One more round
-    /// before the first is not counted.
+    /// Calls the contenders in turn, `batch` operations a call, in all orders: what one leaves behind, in caches or for the
+    /// kernel's workers, falls on all others. One more round before the first is not counted.
     pub fn measure<const N: usize>(self, batch: usize, contenders: [Contender<'_>; N]) -> Result<[Samples; N], Error> {
         let mut samples = [const { Samples(Vec::new()) }; N];
         for round in 0..=self.0 as usize {
             for turn in 0..N {
-                let which = (round + turn) % N;
+                let turn = if round % 2 == 0 { turn } else { N - 1 - turn };
+                let which = (round / 2 + turn) % N;
                 let took = contenders[which]()?;
                 if round > 0 {
                     samples[which].0.push(took.as_nanos() as f64 / batch as f64);

@@ -28,7 +28,7 @@ pub struct Args {
     /// Measure this row only, or these rows: a name without its number means all of that name. May be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// How many rounds each row is measured for; rows of thousands of vectors take a twentieth, at least three
+    /// How many rounds each row is measured for; rows of thousands of vectors take a fifteenth, at least three
     #[arg(long, value_name = "N", default_value_t = 101, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: u32,
 }

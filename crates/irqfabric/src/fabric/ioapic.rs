@@ -163,6 +163,9 @@ impl IoapicPort {
 
     /// Delivers what `pin` has to send, if anything: one system call, and before it one table commit if a level
     /// pin's message has changed since its last delivery.
+    ///
+    /// Inlined: behind a system call the processor predicts no return, and each one costs as much as a lock.
+    #[inline(always)]
     fn attempt<'a>(&'a self, mut session: Session<'a>, pin: u8) {
         let Some(message) = session.state.chip.due(pin) else { return };
         let interrupt = match session.translation.translate(&message) {

@@ -116,6 +116,9 @@ impl Vector {
     }
 
     /// Sends the message, keeps it pending or drops it. One system call at the most.
+    ///
+    /// Inlined: behind a system call the processor predicts no return, and each one costs as much as a lock.
+    #[inline(always)]
     fn send<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         if state.sends(&self.core).is_none() {
             return state;
@@ -124,6 +127,11 @@ impl Vector {
             state.deliver(&self.core, &interrupt);
             return state;
         }
+        self.translate_and_send(state)
+    }
+
+    #[cold]
+    fn translate_and_send<'a>(self: &'a Arc<Self>, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         // The order of locks: translation before any vector's. In between, anything may have changed.
         drop(state);
         let remapper = self.core.translation.read();

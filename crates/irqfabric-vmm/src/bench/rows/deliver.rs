@@ -17,7 +17,7 @@ const LEVEL: u64 = 1 << 15;
 
 /// An in-process vector.
 pub fn signal(rounds: Rounds) -> Result<Measured, Error> {
-    let machine = Machine::uncounted()?;
+    let machine = Machine::uncounted(Promotion::Never)?;
     let vectors = machine.fabric.msi_vectors(RequesterId::new(0, 3, 0), 1);
     program_all(&vectors)?;
     let mut ours = || Ok(time(|| (0..BATCH).for_each(|_| vectors[0].signal())));
@@ -47,7 +47,7 @@ pub fn eventfd_hot(rounds: Rounds) -> Result<Measured, Error> {
 
 /// An edge pin of the IOAPIC: the line rises and falls.
 pub fn edge_line(rounds: Rounds) -> Result<Measured, Error> {
-    let machine = Machine::uncounted()?;
+    let machine = Machine::uncounted(Promotion::Never)?;
     machine.program_pin(4, FIRST.into());
     let source = machine.fabric.line(4)?.source("edge");
     let mut ours = || Ok(time(|| (0..BATCH).for_each(|_| source.pulse())));
@@ -57,7 +57,7 @@ pub fn edge_line(rounds: Rounds) -> Result<Measured, Error> {
 
 /// Level pins of the IOAPIC, raised; that they are lowered and ended is not counted here.
 pub fn level_line(rounds: Rounds) -> Result<Measured, Error> {
-    let machine = Machine::uncounted()?;
+    let machine = Machine::uncounted(Promotion::Never)?;
     let sources = level_pins(&machine)?;
     let commits = machine.fabric.stats().commits;
     let mut ours = || {

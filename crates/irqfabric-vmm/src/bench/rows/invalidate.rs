@@ -146,7 +146,7 @@ fn against_both(
         }
         Ok(took)
     };
-    let rounds = if count < 256 { rounds } else { rounds.few() };
+    let rounds = if count <= 256 { rounds } else { rounds.few() };
     let [ours, commit, detach] = rounds.measure(1, [ours, &mut commit, &mut detach])?;
     Ok((ours, Floors { commit, detach }))
 }

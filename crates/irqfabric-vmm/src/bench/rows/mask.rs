@@ -75,7 +75,7 @@ struct Both {
 
 impl Both {
     fn new(count: usize) -> Result<Self, Error> {
-        let machine = Machine::new(Promotion::Prefill)?;
+        let machine = Machine::uncounted(Promotion::Prefill)?;
         let vectors = machine.vectors(count)?;
         program_all(&vectors)?;
         let raw = Raw::new()?;
