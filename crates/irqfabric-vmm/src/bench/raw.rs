@@ -89,10 +89,15 @@ pub fn msi(index: usize) -> kvm_msi {
 
 /// The route of the vector at `index`.
 pub fn route(index: usize) -> kvm_irq_routing_entry {
+    route_to(index, index)
+}
+
+/// The route of the vector at `index`, with the vector number of another.
+pub fn route_to(index: usize, other: usize) -> kvm_irq_routing_entry {
     let mut entry =
         kvm_irq_routing_entry { gsi: FIRST_GSI + index as u32, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
     entry.u.msi =
-        kvm_irq_routing_msi { address_lo: ADDRESS as u32, data: vector_of(index).into(), ..Default::default() };
+        kvm_irq_routing_msi { address_lo: ADDRESS as u32, data: vector_of(other).into(), ..Default::default() };
     entry
 }
 

@@ -358,6 +358,7 @@ impl Vector {
         }
     }
 
+    #[inline]
     fn attach(&self, state: &State) -> bool {
         let (Some((eventfd, _)), Some(gsi)) = (self.eventfd.get(), &state.gsi) else { return false };
         match self.core.hypervisor.attach(gsi.number(), eventfd) {
