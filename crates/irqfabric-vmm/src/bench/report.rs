@@ -33,14 +33,14 @@ impl Report {
             format!("medians of {} rounds, fewer where a round is long; ! exceeds its bound", self.rounds),
             String::new(),
             format!(
-                "{:<19}{:>9}{:>9}{:>8}{:>8}  {:<11}  {}",
+                "{:<20}{:>9}{:>9}{:>7}{:>7}  {:<11} {}",
                 "row", "ours", "floor", "ratio", "bound", "middle half", "floor is"
             ),
         ];
         for (name, row) in &self.rows {
             let (low, high) = row.ours.spread(&row.floor);
             lines.push(format!(
-                "{name:<19}{:>9}{:>9}{:>8}{:>8}{} {:<11}  {}",
+                "{name:<20}{:>9}{:>9}{:>7}{:>7}{} {:<11} {}",
                 duration(row.ours.median()),
                 duration(row.floor.median()),
                 ratio(row.ratio()),
@@ -83,19 +83,28 @@ impl Report {
 
 fn duration(nanoseconds: f64) -> String {
     match nanoseconds {
-        ns if ns < 1e3 => format!("{ns:.1} ns"),
-        ns if ns < 1e6 => format!("{:.2} µs", ns / 1e3),
-        ns if ns < 1e9 => format!("{:.2} ms", ns / 1e6),
-        ns => format!("{:.2} s", ns / 1e9),
+        ns if ns < 999.5 => format!("{} ns", figures(ns)),
+        ns if ns < 999.5e3 => format!("{} µs", figures(ns / 1e3)),
+        ns if ns < 999.5e6 => format!("{} ms", figures(ns / 1e6)),
+        ns => format!("{} s", figures(ns / 1e9)),
+    }
+}
+
+/// Three of them.
+fn figures(value: f64) -> String {
+    match value {
+        small if small < 9.995 => format!("{small:.2}"),
+        middle if middle < 99.95 => format!("{middle:.1}"),
+        large => format!("{large:.0}"),
     }
 }
 
 /// What is far below one reads better as a fraction.
 fn ratio(ratio: f64) -> String {
     match ratio {
+        nothing if nothing < 0.001 => "0.00".into(),
         small if small < 0.1 => format!("1/{:.0}", 1.0 / small),
-        large if large >= 9.995 => format!("{large:.1}"),
-        ratio => format!("{ratio:.2}"),
+        ratio => figures(ratio),
     }
 }
 
@@ -109,7 +118,7 @@ mod tests {
 
     #[test]
     fn figures_read_at_a_glance() {
-        assert_eq!([5.04, 890_400.0, 1.76e9].map(duration), ["5.0 ns", "890.40 µs", "1.76 s"]);
-        assert_eq!([1.0, 0.025, 12.0].map(ratio), ["1.00", "1/40", "12.0"]);
+        assert_eq!([5.04, 890_400.0, 1.76e9].map(duration), ["5.04 ns", "890 µs", "1.76 s"]);
+        assert_eq!([1.0, 0.025, 12.0, 0.0001].map(ratio), ["1.00", "1/40", "12.0", "0.00"]);
     }
 }

@@ -62,7 +62,7 @@ pub fn mask_2048(rounds: Rounds) -> Result<Measured, Error> {
         Ok(took)
     };
     let samples = rounds.few().measure(1, [&mut ours, &mut floor])?;
-    Ok(Measured::new(samples, "deassign, 4 thr").at_most(1.15))
+    Ok(Measured::new(samples, "deassign, ×4").at_most(1.15))
 }
 
 /// As many hot vectors of ours as raw irqfds.

@@ -27,7 +27,7 @@ pub fn program(rounds: Rounds, count: usize) -> Result<Measured, Error> {
         Ok(took)
     };
     let samples = rounds.measure(1, [&mut ours, &mut || one_by_one(count)])?;
-    let measured = Measured::new(samples, "one commit each");
+    let measured = Measured::new(samples, "commit each");
     let commits = commits as f64;
     Ok(match count {
         4000.. => measured.at_most(1.0 / 40.0).with_fact("table commits", commits, Some(16.0)),
