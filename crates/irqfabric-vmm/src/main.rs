@@ -1,8 +1,10 @@
-//! The reference VMM's command line: `irqfabric run` shows the fabric at work, `irqfabric boot` boots a guest on it.
+//! The reference VMM's command line: `irqfabric run` shows the fabric at work, `irqfabric boot` boots a guest on it,
+//! `irqfabric bench` measures it.
 //!
 //! Exit status: 0 as intended, 1 when the guest failed, 2 when it could not be started; then one sentence on stderr says
 //! why.
 
+mod bench;
 mod boot;
 mod devices;
 mod error;
@@ -32,6 +34,8 @@ enum Command {
     Run(run::Args),
     /// Boots a kernel, or a bare-metal test image
     Boot(Box<boot::Args>),
+    /// Measures the fabric's paths against the system calls that do the job
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
         None => run::main(&cli.run),
         Some(Command::Run(args)) => run::main(args),
         Some(Command::Boot(args)) => boot::main(args),
+        Some(Command::Bench(args)) => return bench::main(args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("irqfabric: {error}");

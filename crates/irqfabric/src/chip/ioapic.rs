@@ -233,6 +233,7 @@ impl Ioapic {
     // The way out: messages and what came of them.
 
     /// The message that `pin` has to send now, if any. This is the whole rule of delivery.
+    #[inline]
     pub fn due(&self, pin: u8) -> Option<Message> {
         let entry = *self.entries.get(usize::from(pin))?;
         if !entry.sends() {

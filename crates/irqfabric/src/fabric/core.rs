@@ -2,33 +2,33 @@
 
 use super::dispatcher::Dispatcher;
 use super::promotion::{HotVectors, Promotion};
+use super::translation::Translation;
 use super::vector::Vector;
 use crate::hv::{HvError, Hypervisor};
 use crate::memory::Memory;
 use crate::msg::{Acceptance, Interrupt, Message, NotAnInterrupt};
-use crate::remap::{Cookie, Entries, Refusal, Remapper};
-use crate::route::{GsiTable, Since};
-use crate::sync::{Condvar, Mutex, RwLock, wait};
+use crate::remap::{Cookie, Entries, Refusal};
+use crate::route::{Cost, GsiTable, Since};
+use crate::sync::{Condvar, Mutex, wait};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
 
 pub(crate) struct Core {
     pub(crate) hypervisor: Box<dyn Hypervisor>,
     pub(crate) memory: Option<Box<dyn Memory>>,
-    /// Read by whoever translates, until the outcome is delivered and noted; written by whoever invalidates.
-    /// Taken before the lock of any chip or vector.
-    pub(crate) translation: RwLock<Box<dyn Remapper>>,
+    pub(crate) translation: Translation,
     /// Whose cached translation came from where. A leaf.
     pub(crate) cookies: CookieIndex,
     pub(crate) table: Arc<GsiTable>,
     pub(crate) promotion: Promotion,
     /// The vectors that have a route. A leaf.
     pub(crate) hot: Mutex<HotVectors>,
-    /// What detaching an irqfd took the last time.
+    /// What detaching an irqfd takes.
     pub(crate) detach_cost: Cost,
+    /// How many are being detached.
+    pub(crate) detaching: AtomicU64,
     /// Started with the first eventfd.
     pub(crate) dispatcher: OnceLock<Dispatcher>,
     pub(crate) counters: Counters,
@@ -50,10 +50,6 @@ struct IndexEntries {
     vectors: BTreeMap<(Option<Cookie>, usize), Weak<Vector>>,
     waiting: usize,
 }
-
-/// How long something took the last time.
-#[derive(Debug)]
-pub(crate) struct Cost(AtomicU64);
 
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -130,20 +126,6 @@ impl IndexEntries {
             }
         };
         keys.into_iter().flat_map(|keys| self.vectors.range(keys)).map(|(_, vector)| vector)
-    }
-}
-
-impl Cost {
-    pub(crate) const fn from_micros(micros: u64) -> Self {
-        Self(AtomicU64::new(micros * 1000))
-    }
-
-    pub(crate) fn store(&self, cost: Duration) {
-        self.0.store(u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX), Relaxed);
-    }
-
-    pub(crate) fn load(&self) -> Duration {
-        Duration::from_nanos(self.0.load(Relaxed))
     }
 }
 

@@ -19,11 +19,12 @@
 
 use super::core::Core;
 use super::report::PinStats;
+use super::translation::Translating;
 use crate::chip::ioapic::{Ioapic, PinSet};
 use crate::line::{Level, Pin};
 use crate::msg::{Acceptance, Interrupt, Trigger};
-use crate::remap::{Remapper, Translation};
-use crate::sync::{Mutex, MutexGuard, RwLockReadGuard};
+use crate::remap::Translation;
+use crate::sync::{Mutex, MutexGuard};
 use std::sync::Arc;
 
 pub(crate) struct IoapicPort {
@@ -67,7 +68,7 @@ enum Park {
 
 /// Both locks that a delivery needs, in their order.
 struct Session<'a> {
-    translation: RwLockReadGuard<'a, Box<dyn Remapper>>,
+    translation: Translating<'a>,
     state: MutexGuard<'a, State>,
 }
 
@@ -108,6 +109,11 @@ impl IoapicPort {
 
     /// A line's level; see [`Pin::set`].
     fn set(&self, pin: u8, level: Level) {
+        if level == Level::Low {
+            // Nothing is delivered for it, so nothing is translated.
+            let _ = self.state.lock().chip.set(pin, level);
+            return;
+        }
         let mut session = self.enter();
         if session.state.chip.set(pin, level) {
             self.attempt(session, pin);
@@ -158,6 +164,9 @@ impl IoapicPort {
 
     /// Delivers what `pin` has to send, if anything: one system call, and before it one table commit if a level
     /// pin's message has changed since its last delivery.
+    ///
+    /// Inlined: behind a system call the processor predicts no return, and each one costs as much as a lock.
+    #[inline(always)]
     fn attempt<'a>(&'a self, mut session: Session<'a>, pin: u8) {
         while let Some(message) = session.state.chip.due(pin) {
             let interrupt = match session.translation.translate(&message) {

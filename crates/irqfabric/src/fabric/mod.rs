@@ -21,6 +21,7 @@ mod msi;
 mod promotion;
 mod report;
 mod routes;
+mod translation;
 mod vector;
 
 pub use msi::{MsiVector, MsiVectors, Program, VectorIndexError, VectorState};
@@ -34,13 +35,14 @@ use crate::line::{Line, Pin};
 use crate::memory::Memory;
 use crate::msg::{DestinationFormat, RequesterId};
 use crate::remap::{Entries, Remapper};
-use crate::route::GsiTable;
+use crate::route::{Cost, GsiTable};
 use crate::sync::{Mutex, RwLock};
-use core::{CookieIndex, Core, Cost, Counters};
+use core::{CookieIndex, Core, Counters};
 use ioapic::{IoapicPin, IoapicPort};
 use std::fmt;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+use translation::Translation;
 
 /// Where the first IOAPIC of a PC is; the second and further ones follow at 4 KiB steps.
 pub const IOAPIC_ADDRESS: u64 = 0xfec0_0000;
@@ -295,19 +297,21 @@ impl FabricBuilder {
         let pins: usize = ioapics.iter().map(|(_, chip)| chip.pins()).sum();
         let capacity = hypervisor.start(u32::try_from(pins).unwrap_or(u32::MAX))?;
         let mut lines: Vec<_> = hypervisor.pins().into_iter().map(|pin| Line::to_pins([pin].into())).collect();
-        let (remapper, cookies): (Box<dyn Remapper>, _) = match remapping {
-            Remapping::Absent(destinations) => (Box::new(destinations), CookieIndex::unused()),
-            Remapping::Present(remapper) => (remapper, CookieIndex::new()),
+        let (translation, cookies) = match remapping {
+            Remapping::Absent(destinations) => (Translation::Fixed(destinations), CookieIndex::unused()),
+            Remapping::Present(remapper) => (Translation::Remapped(RwLock::new(remapper)), CookieIndex::new()),
         };
         let core = Arc::new(Core {
             hypervisor,
             memory,
-            translation: RwLock::new(remapper),
+            translation,
             cookies,
             table: Arc::new(GsiTable::new((lines.len() + pins) as u32, capacity.gsis)),
             promotion,
             hot: Mutex::default(),
-            detach_cost: Cost::from_micros(80),
+            // Linux 6.18, a few irqfds.
+            detach_cost: Cost::from_nanos(80_000),
+            detaching: AtomicU64::new(0),
             dispatcher: OnceLock::new(),
             counters: Counters::default(),
         });

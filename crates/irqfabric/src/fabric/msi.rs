@@ -113,7 +113,7 @@ impl MsiVectors {
         let messages: Vec<_> =
             messages.map(|(index, message)| Ok((self.get(index)?, message))).collect::<Result<_, _>>()?;
         let remapper = self.core.translation.read();
-        let reroute = |&(vector, message): &(&Arc<Vector>, _)| (vector.clone(), vector.program(message, &**remapper));
+        let reroute = |&(vector, message): &(&Arc<Vector>, _)| (vector.clone(), vector.program(message, &*remapper));
         let left = messages.iter().map(reroute).collect();
         drop(remapper);
         settle(&self.core, left);
@@ -211,7 +211,7 @@ impl MsiVectors {
         if self.core.promotion == Promotion::Prefill {
             let remapper = self.core.translation.read();
             let vectors: Vec<_> =
-                vectors.iter().filter(|vector| vector.learn(&**remapper)).map(|&vector| vector.clone()).collect();
+                vectors.iter().filter(|vector| vector.learn(&*remapper)).map(|&vector| vector.clone()).collect();
             drop(remapper);
             promote(&self.core, &vectors);
         }

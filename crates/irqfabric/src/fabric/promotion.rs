@@ -151,14 +151,14 @@ fn evict(core: &Arc<Core>) -> Option<Gsi> {
 /// old.
 ///
 /// What has no translation any more is detached first. What has another one is either brought up to date by one commit
-/// or detached, whichever is cheaper going by what the last commit and the last detach took: detached vectors are
+/// or detached, whichever is cheaper going by what commits and detaches have taken so far: detached vectors are
 /// promoted again when they fire.
 pub(super) fn settle(core: &Arc<Core>, left: Vec<(Arc<Vector>, Reroute)>) {
     let of_kind = |kind| left.iter().filter(move |left| left.1 == kind).map(|left| &left.0).collect::<Vec<_>>();
     side_by_side(&of_kind(Reroute::Detach), |vector| vector.detach(Event::Forget));
     let stale = of_kind(Reroute::Yes);
     let count = u32::try_from(stale.len()).unwrap_or(u32::MAX);
-    if core.detach_cost.load().saturating_mul(count) < core.table.last_commit() {
+    if core.detach_cost.load().saturating_mul(count) < core.table.expected_commit() {
         side_by_side(&stale, |vector| vector.detach(Event::Evict));
     } else if let Some(newest) = stale.iter().filter_map(|vector| vector.reroute()).max() {
         if core.publish(newest) {
@@ -173,7 +173,7 @@ pub(super) fn settle(core: &Arc<Core>, left: Vec<(Arc<Vector>, Reroute)>) {
 ///
 /// A translation that comes out the same costs no system call. Our own work grows with the vectors concerned only.
 pub(super) fn invalidate(core: &Arc<Core>, entries: &Entries) {
-    let remapper = core.translation.write();
+    let Some(remapper) = core.translation.write() else { return };
     let vectors = core.cookies.covered(entries);
     let mut left = Vec::new();
     for vector in vectors {

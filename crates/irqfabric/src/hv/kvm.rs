@@ -6,7 +6,7 @@
 use super::{Capacity, HvError, Hypervisor, OpaqueTarget, Route, Target};
 use crate::line::{Level, Pin};
 use crate::msg::{Acceptance, Interrupt};
-use crate::sync::EventFd;
+use crate::sync::{EventFd, Mutex};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IOAPIC_NUM_PINS, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI,
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
@@ -14,6 +14,7 @@ use kvm_bindings::{
     kvm_irq_routing_msi, kvm_msi,
 };
 use kvm_ioctls::{Cap, VmFd};
+use std::fmt;
 use std::io;
 use std::sync::{Arc, OnceLock};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
@@ -32,6 +33,17 @@ pub struct Kvm {
     irqchip: Irqchip,
     /// Whether an attached irqfd empties its eventfd. Found out at the start, while there are no routes.
     takes_events: OnceLock<bool>,
+    table: Table,
+}
+
+/// The last table that was committed, in the kernel's form: kept for its memory.
+#[derive(Default)]
+struct Table(Mutex<Option<KvmIrqRouting>>);
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table").finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,7 +60,7 @@ impl Kvm {
     /// off of the broadcast quirk. The former changes the layout of the APIC id in KVM_GET_LAPIC and KVM_SET_LAPIC: 32
     /// bits at 0x20 instead of 8 at 0x23, once the vCPU is in x2APIC mode.
     pub fn split(vm: Arc<VmFd>) -> Self {
-        Self { vm, irqchip: Irqchip::Split, takes_events: OnceLock::new() }
+        Self { vm, irqchip: Irqchip::Split, takes_events: OnceLock::new(), table: Table::default() }
     }
 
     /// The kernel's own IOAPIC and PIC on `vm`: lines end there, and no end of interrupt comes to us.
@@ -56,7 +68,7 @@ impl Kvm {
     /// Nothing is asked of the kernel yet: [`FabricBuilder::build`](crate::fabric::FabricBuilder::build) calls
     /// KVM_CREATE_IRQCHIP and enables KVM_CAP_X2APIC_API as for [`split`](Self::split). The fabric gets no IOAPIC of ours.
     pub fn full(vm: Arc<VmFd>) -> Self {
-        Self { vm, irqchip: Irqchip::Full, takes_events: OnceLock::new() }
+        Self { vm, irqchip: Irqchip::Full, takes_events: OnceLock::new(), table: Table::default() }
     }
 
     fn enable(&self, capability: Capability, argument: u64) -> Result<(), HvError> {
@@ -121,11 +133,19 @@ impl Hypervisor for Kvm {
     }
 
     fn commit(&self, routes: &[Route]) -> Result<(), HvError> {
-        let entries: Vec<_> = self.fixed_routes().chain(routes.iter().map(entry)).collect();
-        let too_many = |_| HvError::TooManyRoutes { routes: entries.len(), most: MAX_ROUTES as usize };
-        let table = KvmIrqRouting::from_entries(&entries).map_err(too_many)?;
+        let count = self.fixed_routes().count() + routes.len();
+        let mut table = self.table.0.lock();
+        // Mostly the table changes without growing, and new pages for it would cost as much as filling it.
+        if table.as_ref().is_none_or(|table| table.as_slice().len() != count) {
+            let too_many = |_| HvError::TooManyRoutes { routes: count, most: MAX_ROUTES as usize };
+            *table = Some(KvmIrqRouting::new(count).map_err(too_many)?);
+        }
+        let Some(table) = &mut *table else { return Ok(()) };
+        for (to, from) in table.as_mut_slice().iter_mut().zip(self.fixed_routes().chain(routes.iter().map(entry))) {
+            *to = from;
+        }
         let failed = |errno: kvm_ioctls::Error| HvError::Call { call: "KVM_SET_GSI_ROUTING", source: errno.into() };
-        self.vm.set_gsi_routing(&table).map_err(failed)
+        self.vm.set_gsi_routing(table).map_err(failed)
     }
 
     fn attach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {

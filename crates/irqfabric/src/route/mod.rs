@@ -38,8 +38,10 @@
 //!
 //! Every other event leaves a listener as it is and asks for nothing.
 
+mod cost;
 mod listener;
 mod table;
 
+pub(crate) use cost::Cost;
 pub(crate) use listener::{Action, Event, Listener};
 pub(crate) use table::{Gsi, GsiTable, Since};

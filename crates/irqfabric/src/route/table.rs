@@ -5,10 +5,11 @@
 //! the others find that theirs is in force. A route that is no longer needed is only
 //! [released](GsiTable::release): it is left out of the next commit, which nobody makes for its sake.
 
+use super::cost::Cost;
 use crate::hv::{HvError, Hypervisor, Route, Target};
 use crate::sync::{Mutex, Stopwatch};
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 /// A point in the table's history: the edit that a publication must cover.
@@ -22,7 +23,18 @@ pub(crate) struct GsiTable {
     published: Mutex<Published>,
     /// Held for an edit or a copy only.
     edits: Mutex<Edits>,
+    // About the last commit: to be asked without waiting for one under way.
+    /// What a commit takes for each of its routes.
+    route_cost: Cost,
+    /// How many it had.
+    routes: AtomicUsize,
+    /// How long it took, in nanoseconds.
+    last: AtomicU64,
 }
+
+/// A commit of no route takes as long as this many routes: on Linux 6.18 about 8 µs, and 0.21 µs a route.
+const FIXED_COST: usize = 40;
+const ROUTE_COST: u64 = 210;
 
 /// A GSI of one's own. Dropping it releases its route and gives the GSI back.
 #[derive(Debug)]
@@ -34,7 +46,8 @@ pub(crate) struct Gsi {
 #[derive(Debug, Default)]
 struct Published {
     commits: u64,
-    last: Duration,
+    /// The table of the last commit: kept for its memory, which the next one needs again.
+    routes: Vec<Route>,
 }
 
 #[derive(Debug)]
@@ -42,7 +55,8 @@ struct Edits {
     newest: Since,
     /// The last edit that is in force.
     published: Since,
-    entries: BTreeMap<u32, Entry>,
+    /// By GSI.
+    entries: Vec<Option<Entry>>,
     /// GSIs that were given back.
     returned: Vec<u32>,
     /// The lowest that was never handed out, up to `end`.
@@ -72,7 +86,10 @@ impl Gsi {
     pub(crate) fn stands_for(&self, target: impl Into<Target>) -> bool {
         let target = target.into();
         let edits = self.table.edits.lock();
-        edits.entries.get(&self.number).is_some_and(|entry| entry.target == target && entry.since <= edits.published)
+        match edits.entries.get(self.number as usize) {
+            Some(Some(entry)) => entry.target == target && entry.since <= edits.published,
+            _ => false,
+        }
     }
 }
 
@@ -90,12 +107,18 @@ impl GsiTable {
         let edits = Edits {
             newest: Since(0),
             published: Since(0),
-            entries: BTreeMap::new(),
+            entries: Vec::new(),
             returned: Vec::new(),
             next: first,
             end,
         };
-        Self { published: Mutex::default(), edits: Mutex::new(edits) }
+        Self {
+            published: Mutex::default(),
+            edits: Mutex::new(edits),
+            route_cost: Cost::from_nanos(ROUTE_COST),
+            routes: AtomicUsize::new(0),
+            last: AtomicU64::new(0),
+        }
     }
 
     /// A GSI that nobody else has, without a route yet. `None` if there is none left.
@@ -122,7 +145,8 @@ impl GsiTable {
     pub(crate) fn put(&self, gsi: u32, target: impl Into<Target>) -> Since {
         let target = target.into();
         let mut edits = self.edits.lock();
-        if let Some(entry) = edits.entries.get_mut(&gsi)
+        let gsi = gsi as usize;
+        if let Some(Some(entry)) = edits.entries.get_mut(gsi)
             && entry.target == target
         {
             entry.released = false;
@@ -130,7 +154,10 @@ impl GsiTable {
         }
         edits.newest.0 += 1;
         let since = edits.newest;
-        edits.entries.insert(gsi, Entry { target, since, released: false });
+        if edits.entries.len() <= gsi {
+            edits.entries.resize_with(gsi + 1, || None);
+        }
+        edits.entries[gsi] = Some(Entry { target, since, released: false });
         since
     }
 
@@ -147,20 +174,29 @@ impl GsiTable {
         if edits.published >= since {
             return Ok(());
         }
-        let (routes, newest) = edits.copy();
+        let newest = edits.copy(&mut published.routes);
         drop(edits);
         published.commits += 1;
         let start = Stopwatch::start();
-        let committed = hypervisor.commit(&routes);
-        published.last = start.elapsed();
+        let committed = hypervisor.commit(&published.routes);
+        let took = start.elapsed();
+        self.last.store(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
         committed?;
+        let routes = published.routes.len();
+        self.routes.store(routes, Relaxed);
+        self.route_cost.learn(took / (routes + FIXED_COST) as u32);
         self.edits.lock().published = newest;
         Ok(())
     }
 
     /// How long the last commit took.
     pub(crate) fn last_commit(&self) -> Duration {
-        self.published.lock().last
+        Duration::from_nanos(self.last.load(Relaxed))
+    }
+
+    /// How long the next commit will take.
+    pub(crate) fn expected_commit(&self) -> Duration {
+        self.route_cost.load() * (self.routes.load(Relaxed) + FIXED_COST) as u32
     }
 
     /// How many commits there were.
@@ -171,15 +207,18 @@ impl GsiTable {
 
 impl Edits {
     fn release(&mut self, gsi: u32) {
-        if let Some(entry) = self.entries.get_mut(&gsi) {
+        if let Some(Some(entry)) = self.entries.get_mut(gsi as usize) {
             entry.released = true;
         }
     }
 
-    fn copy(&mut self) -> (Vec<Route>, Since) {
-        self.entries.retain(|_, entry| !entry.released);
-        let routes = self.entries.iter().map(|(&gsi, entry)| Route { gsi, target: entry.target });
-        (routes.collect(), self.newest)
+    fn copy(&mut self, routes: &mut Vec<Route>) -> Since {
+        routes.clear();
+        for (gsi, slot) in (0..).zip(&mut self.entries) {
+            slot.take_if(|entry| entry.released);
+            routes.extend(slot.iter().map(|entry| Route { gsi, target: entry.target }));
+        }
+        self.newest
     }
 }
 
@@ -226,6 +265,33 @@ mod tests {
         table.publish(second, &hypervisor).unwrap();
         table.publish(first, &hypervisor).unwrap();
         assert_eq!(*hypervisor.committed.lock(), [[3, 7]]);
+    }
+
+    /// Asks what commits cost while one is under way.
+    struct Asks(Arc<GsiTable>);
+
+    impl Hypervisor for Asks {
+        fn start(&self, _: u32) -> Result<Capacity, HvError> {
+            Ok(Capacity::default())
+        }
+
+        fn deliver(&self, _: &Interrupt) -> Result<Acceptance, HvError> {
+            Ok(Acceptance::Accepted)
+        }
+
+        fn commit(&self, _: &[Route]) -> Result<(), HvError> {
+            // Either would wait for ever if it took the lock that the commit holds.
+            assert_eq!(self.0.last_commit(), Duration::ZERO);
+            assert_eq!(self.0.expected_commit(), Duration::from_nanos(ROUTE_COST) * FIXED_COST as u32);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn choosing_between_commit_and_detach_does_not_wait_for_a_commit_under_way() {
+        let table = Arc::new(GsiTable::new(24, 27));
+        table.publish(table.put(7, vector(0x31)), &Asks(table.clone())).unwrap();
+        assert_eq!(table.commits(), 1);
     }
 
     #[test]
