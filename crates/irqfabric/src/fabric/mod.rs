@@ -205,7 +205,8 @@ impl Fabric {
     /// Drops what is known about some entries of the remapping table: what the guest's invalidation asks for. On return no
     /// delivery uses them as they were.
     ///
-    /// Waits for deliveries under way. Vectors that come out the same cost nothing; changed ones one commit together, or
+    /// Waits for deliveries under way, and for vectors of these entries that another thread is changing or dropping until the
+    /// kernel knows. Vectors that come out the same cost nothing; changed ones one commit together, or
     /// a detach each where that is cheaper.
     pub fn invalidate(&self, entries: &Entries) {
         promotion::invalidate(&self.0.core, entries);
