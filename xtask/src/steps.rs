@@ -29,6 +29,7 @@ pub fn all() -> Vec<Step> {
         Step { name: "clippy", work: clippy },
         Step { name: "unit", work: |live| cargo("unit", live, &[&UNIT]) },
         Step { name: "unit-kvm", work: |live| on_kvm("unit-kvm", live, &[&UNIT_KVM]) },
+        Step { name: "model", work: model },
         Step { name: "docs", work: docs },
         Step { name: "run-kvm", work: |live| on_kvm("run-kvm", live, &[&KVM, &KVM]) },
         Step { name: "run-sim", work: |live| cargo("run-sim", live, &[&SIM, &SIM]) },
@@ -58,6 +59,15 @@ fn clippy(live: &Live) -> Outcome {
     }
     let runs: Vec<&[&str]> = runs.iter().map(Vec::as_slice).collect();
     cargo("clippy", live, &runs)
+}
+
+/// The library's own code under loom, every interleaving of its threads within the bounds that the models state. Its
+/// own target folder: other `RUSTFLAGS` in the shared one would rebuild everything each time.
+fn model(live: &Live) -> Outcome {
+    let mut command = workspace::cargo();
+    command.args(["test", "--release", "--package", "irqfabric", "--lib", "--no-default-features"]);
+    command.args(["--target-dir", "target/loom", "fabric::model"]).env("RUSTFLAGS", "--cfg loom");
+    commands("model", live, vec![command])
 }
 
 fn docs(live: &Live) -> Outcome {

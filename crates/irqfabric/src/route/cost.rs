@@ -18,7 +18,11 @@ impl Cost {
     }
 
     /// It took this long. Two threads that learn at once may forget what one of them has learnt.
+    /// From no time at all nothing is learnt: that is a clock too coarse, or one that stands still in a model.
     pub(crate) fn learn(&self, took: Duration) {
+        if took.is_zero() {
+            return;
+        }
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let known = self.0.load(Relaxed).max(8);
         let next = if took < known { took } else { known + (took.min(known.saturating_mul(2)) - known) / 8 };
