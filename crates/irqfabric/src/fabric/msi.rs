@@ -83,6 +83,11 @@ impl MsiVector {
     pub fn stats(&self) -> VectorStats {
         self.0.stats()
     }
+
+    /// Whether the kernel delivers for its eventfd at present, by an irqfd, and nothing of ours is on the way.
+    pub fn is_hot(&self) -> bool {
+        self.0.is_hot()
+    }
 }
 
 impl MsiVectors {
