@@ -4,6 +4,8 @@
 //! no PIT (`acpi_generic_reduced_hw_init`), takes its time from kvm-clock and the TSC-deadline timer, and powers off by
 //! the sleep control register. GSIs are ISA interrupts nowhere: there are no source overrides.
 
+mod pci;
+
 use super::disks::Disks;
 use super::layout::{ACPI, ACPI_END};
 use crate::devices::power;
@@ -129,9 +131,12 @@ impl Tables<'_> {
         let (s5, zero) = (power::SLEEP_TYPE_S5, aml::ZERO);
         aml::Name::new("_S5_".into(), &aml::Package::new(vec![&s5, &s5, &zero, &zero])).to_aml_bytes(&mut code);
         serial_port(&mut code);
-        for (index, disk) in self.disks.iter().enumerate() {
+        for (index, disk) in self.disks.mmio.iter().enumerate() {
             let line = Line { gsi: disk.gsi, trigger: disk.trigger, shared: disk.shared };
             virtio_mmio(&mut code, index, disk.address as u32, line);
+        }
+        if !self.disks.pci.is_empty() {
+            pci::host_bridge(self.disks, &mut code);
         }
         let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
         dsdt.append_slice(&code);
@@ -248,7 +253,8 @@ mod tests {
 
     fn written(apic_ids: &[u32]) -> (GuestMemoryMmap, Vec<Vec<u8>>) {
         let memory = memory();
-        let disks = Disks::plan(&["a".parse().unwrap(), "b,edge".parse().unwrap()], IrqchipKind::Split).unwrap();
+        let options = ["a", "b,edge", "c,pci"].map(|text| text.parse().unwrap());
+        let disks = Disks::plan(&options, IrqchipKind::Split, 1).unwrap();
         let ioapics = [PlacedIoapic { id: 0, address: 0xfec0_0000, first_gsi: 0 }];
         let rsdp = Tables { apic_ids, ioapics: &ioapics, disks: &disks }.write(&memory).unwrap();
         let xsdt: u64 = memory.read_obj(GuestAddress(rsdp + 24)).unwrap();
@@ -284,7 +290,7 @@ mod tests {
     #[test]
     fn more_processors_than_the_tables_have_room_for_are_refused() {
         let ids: Vec<u32> = (0..20_000).collect();
-        let disks = Disks::plan(&[], IrqchipKind::Split).unwrap();
+        let disks = Disks::default();
         assert!(Tables { apic_ids: &ids, ioapics: &[], disks: &disks }.write(&memory()).is_err());
     }
 }

@@ -1,31 +1,51 @@
-//! Which disk interrupts on which line, how many IOAPICs that takes, and putting the disks into the machine.
+//! Where each disk is to be: its address or its slot, its line or its vectors, and how many IOAPICs the lines take.
 
 use super::layout;
-use super::options::{DiskOption, IrqchipKind};
+use super::options::{DiskOption, Interface, IrqchipKind};
+use crate::devices::pci::SLOTS;
 use crate::devices::serial::COM1_GSI;
-use crate::devices::virtio::{Disk, QUEUE_NOTIFY, SIZE, Transport};
+use crate::devices::virtio::{MOST_QUEUES, SignalBy};
 use crate::error::Error;
-use crate::machine::Machine;
 use irqfabric::msg::Trigger;
-use kvm_ioctls::IoEventAddress;
+use irqfabric::pci::intx::{IntxPin, RootLines, RootRouting};
+use irqfabric::pci::msix::MAX_VECTORS;
 use std::collections::HashMap;
-use std::sync::Arc;
 
 /// The first GSI that a disk gets: those below are a PC's keyboard, cascade and serial ports.
 const FIRST_GSI: u32 = 5;
 const PINS: u32 = 24;
 /// As many as their four bits of id can tell apart.
 const MOST_IOAPICS: u32 = 16;
+/// As many queues as a PCI disk has unless it is told otherwise.
+const USUAL_QUEUES: u16 = 4;
+/// Where the pins of PCI slots end.
+pub const PCI_ROUTING: RootRouting = RootRouting { first: 16, lines: RootLines::Four };
+/// The pin that a single-function device has.
+pub const PCI_PIN: IntxPin = IntxPin::A;
 
 /// Where each disk is to be.
-#[derive(Debug)]
-pub struct Disks(Vec<PlacedDisk>);
+#[derive(Debug, Default)]
+pub struct Disks {
+    /// Those on virtio-mmio.
+    pub mmio: Vec<MmioDisk>,
+    /// Those on the PCI bus, in slots 1 and up.
+    pub pci: Vec<PciDisk>,
+}
 
-/// A disk in its place.
+/// What the user said of a disk.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// `disk0`, `disk1`, … in the order of the command line.
+    pub name: String,
+    /// The image and whether it is read-only.
+    pub option: DiskOption,
+}
+
+/// A disk on virtio-mmio, in its place.
 #[derive(Debug)]
-pub struct PlacedDisk {
+pub struct MmioDisk {
     /// The user's words.
-    option: DiskOption,
+    pub image: Image,
     /// Where its registers are.
     pub address: u64,
     /// Its line.
@@ -36,73 +56,117 @@ pub struct PlacedDisk {
     pub shared: bool,
 }
 
+/// A disk on the PCI bus.
+#[derive(Debug)]
+pub struct PciDisk {
+    /// The user's words.
+    pub image: Image,
+    /// Its slot, which is its device number.
+    pub slot: u8,
+    /// How many queues it has.
+    pub queues: u16,
+    /// How many vectors.
+    pub vectors: u16,
+    /// How it signals them.
+    pub signal_by: SignalBy,
+}
+
+impl PciDisk {
+    /// The GSI of its pin.
+    pub fn gsi(&self) -> u32 {
+        PCI_ROUTING.gsi(self.slot, PCI_PIN)
+    }
+}
+
 impl Disks {
-    /// Gives every disk a line and an address.
-    pub fn plan(options: &[DiskOption], irqchip: IrqchipKind) -> Result<Self, Error> {
-        let pins = match irqchip {
-            IrqchipKind::Split => PINS * MOST_IOAPICS,
-            IrqchipKind::Kernel => PINS,
-        };
-        let chosen: Vec<u32> = options.iter().filter_map(|option| option.gsi).collect();
-        let mut free = (FIRST_GSI..pins).filter(|gsi| !chosen.contains(gsi));
-        let mut disks = Vec::with_capacity(options.len());
-        let mut lines: HashMap<u32, (Trigger, usize)> = HashMap::new();
-        for (option, address) in options.iter().zip((layout::VIRTIO..).step_by(layout::VIRTIO_STEP)) {
-            let gsi = option.gsi.or_else(|| free.next()).ok_or_else(|| too_many(options.len(), pins, irqchip))?;
-            if gsi >= pins || gsi == COM1_GSI {
-                let why = format!("gsi={gsi}: disks can have GSIs up to {} but not the serial port's", pins - 1);
-                return Err(Error::file("disk", &option.path, why));
-            }
-            let trigger = option.trigger;
-            let line = lines.entry(gsi).or_insert((trigger, 0));
-            if line.0 != trigger {
-                let why = format!("gsi={gsi}: a line is either level or edge for all that share it");
-                return Err(Error::file("disk", &option.path, why));
-            }
-            line.1 += 1;
-            disks.push(PlacedDisk { option: option.clone(), address, gsi, trigger, shared: false });
-        }
-        for disk in &mut disks {
-            disk.shared = lines.get(&disk.gsi).is_some_and(|(_, users)| *users > 1);
-        }
-        Ok(Self(disks))
+    /// Gives every disk its place in a machine of so many vCPUs.
+    pub fn plan(options: &[DiskOption], irqchip: IrqchipKind, vcpus: usize) -> Result<Self, Error> {
+        let image =
+            |(index, option): (usize, &DiskOption)| Image { name: format!("disk{index}"), option: option.clone() };
+        let images = options.iter().enumerate().map(image);
+        let (pci, mmio): (Vec<_>, Vec<_>) =
+            images.partition(|image| matches!(image.option.interface, Interface::Pci { .. }));
+        let taken = |gsi: u32| gsi == COM1_GSI || !pci.is_empty() && gsi.wrapping_sub(PCI_ROUTING.first) < 4;
+        let mmio = plan_mmio(mmio, irqchip, taken)?;
+        Ok(Self { mmio, pci: plan_pci(pci, vcpus)? })
     }
 
     /// How many IOAPICs the lines need; one at the least.
     pub fn ioapics(&self) -> u8 {
-        let highest = self.0.iter().map(|disk| disk.gsi).max().unwrap_or_default();
+        let highest = self.mmio.iter().map(|disk| disk.gsi).max().unwrap_or_default();
         (highest / PINS + 1) as u8
-    }
-
-    /// In the order of the command line.
-    pub fn iter(&self) -> impl Iterator<Item = &PlacedDisk> {
-        self.0.iter()
-    }
-
-    /// Opens the images and puts the devices on the bus. A notification goes straight to a disk's thread, by ioeventfd.
-    pub fn attach(&self, machine: &mut Machine) -> Result<(), Error> {
-        for (index, placed) in self.0.iter().enumerate() {
-            let name = format!("disk{index}");
-            let disk = Disk::open(&placed.option.path, placed.option.read_only, &name)?;
-            let source = machine.fabric().line(placed.gsi)?.source(name);
-            let transport = Arc::new(Transport::new(disk, machine.memory().clone(), source, placed.trigger)?);
-            let notify = IoEventAddress::Mmio(placed.address + QUEUE_NOTIFY);
-            let bound = machine.vm().register_ioevent(transport.doorbell(), &notify, 0u32);
-            bound.map_err(Error::kvm("KVM_IOEVENTFD"))?;
-            machine.register_mmio(placed.address, SIZE, transport)?;
-        }
-        Ok(())
     }
 }
 
-fn too_many(disks: usize, pins: u32, irqchip: IrqchipKind) -> Error {
-    let (most, advice) = match irqchip {
-        IrqchipKind::Split => (pins - FIRST_GSI, "let some share a line (gsi=N)"),
-        IrqchipKind::Kernel => {
-            (pins - FIRST_GSI, "KVM's own IOAPIC has 24 pins; use --irqchip split, or let some share a line (gsi=N)")
-        }
+fn plan_mmio(images: Vec<Image>, irqchip: IrqchipKind, taken: impl Fn(u32) -> bool) -> Result<Vec<MmioDisk>, Error> {
+    let pins = match irqchip {
+        IrqchipKind::Split => PINS * MOST_IOAPICS,
+        IrqchipKind::Kernel => PINS,
     };
-    Error::Options(format!("{disks} disks are more than the {most} that can have a line of their own: {advice}"))
+    let wishes = |image: &Image| match image.option.interface {
+        Interface::Mmio { trigger, gsi } => (trigger, gsi),
+        Interface::Pci { .. } => (Trigger::Level, None),
+    };
+    let chosen: Vec<u32> = images.iter().filter_map(|image| wishes(image).1).collect();
+    let free = (FIRST_GSI..pins).filter(|gsi| !taken(*gsi));
+    let room = free.clone().count();
+    let mut free = free.filter(|gsi| !chosen.contains(gsi));
+    let count = images.len();
+    let mut disks = Vec::with_capacity(count);
+    let mut lines: HashMap<u32, (Trigger, usize)> = HashMap::new();
+    for (image, address) in images.into_iter().zip((layout::VIRTIO..).step_by(layout::VIRTIO_STEP)) {
+        let (trigger, gsi) = wishes(&image);
+        let gsi = gsi.or_else(|| free.next()).ok_or_else(|| too_many(count, room, irqchip))?;
+        if gsi >= pins || taken(gsi) {
+            let why = format!("gsi={gsi}: disks can have GSIs up to {} but not the serial port's, nor PCI's", pins - 1);
+            return Err(Error::file("disk", &image.option.path, why));
+        }
+        let line = lines.entry(gsi).or_insert((trigger, 0));
+        if line.0 != trigger {
+            let why = format!("gsi={gsi}: a line is either level or edge for all that share it");
+            return Err(Error::file("disk", &image.option.path, why));
+        }
+        line.1 += 1;
+        disks.push(MmioDisk { image, address, gsi, trigger, shared: false });
+    }
+    for disk in &mut disks {
+        disk.shared = lines.get(&disk.gsi).is_some_and(|(_, users)| *users > 1);
+    }
+    Ok(disks)
+}
+
+fn plan_pci(images: Vec<Image>, vcpus: usize) -> Result<Vec<PciDisk>, Error> {
+    let (count, most) = (images.len(), usize::from(SLOTS) - 1);
+    if count > most {
+        return Err(Error::Options(format!("{count} PCI disks are more than the {most} slots of the bus")));
+    }
+    let most_queues = u16::try_from(vcpus).unwrap_or(MOST_QUEUES).clamp(1, MOST_QUEUES);
+    let place = |(image, slot): (Image, u8)| {
+        let (queues, vectors, signal_by) = match image.option.interface {
+            Interface::Pci { queues, vectors, signal_by } => (queues, vectors, signal_by),
+            Interface::Mmio { .. } => (None, None, SignalBy::default()),
+        };
+        let queues = queues.unwrap_or(most_queues.min(USUAL_QUEUES));
+        if !(1..=most_queues).contains(&queues) {
+            let why = format!("queues={queues}: a disk of this machine has 1 to {most_queues}, one for each vCPU");
+            return Err(Error::file("disk", &image.option.path, why));
+        }
+        let vectors = vectors.unwrap_or(queues + 1);
+        if !(1..=MAX_VECTORS).contains(&vectors) {
+            let why = format!("vectors={vectors}: a function has 1 to {MAX_VECTORS}");
+            return Err(Error::file("disk", &image.option.path, why));
+        }
+        Ok(PciDisk { image, slot, queues, vectors, signal_by })
+    };
+    images.into_iter().zip(1..).map(place).collect()
+}
+
+fn too_many(disks: usize, room: usize, irqchip: IrqchipKind) -> Error {
+    let advice = match irqchip {
+        IrqchipKind::Split => "let some share a line (gsi=N)",
+        IrqchipKind::Kernel => "KVM's own IOAPIC has 24 pins; use --irqchip split, or let some share a line (gsi=N)",
+    };
+    Error::Options(format!("{disks} disks are more than the {room} that can have a line of their own: {advice}"))
 }
 
 #[cfg(test)]
@@ -111,7 +175,7 @@ mod tests {
 
     fn plan(texts: &[&str], irqchip: IrqchipKind) -> Result<Disks, Error> {
         let options: Vec<_> = texts.iter().map(|text| text.parse().unwrap()).collect();
-        Disks::plan(&options, irqchip)
+        Disks::plan(&options, irqchip, 2)
     }
 
     #[test]
@@ -125,7 +189,7 @@ mod tests {
     #[test]
     fn no_two_disks_share_a_line_unless_they_are_told_to() {
         let disks = plan(&["a", "b,gsi=5", "c", "d,gsi=5"], IrqchipKind::Split).unwrap();
-        let lines: Vec<_> = disks.iter().map(|disk| (disk.gsi, disk.shared)).collect();
+        let lines: Vec<_> = disks.mmio.iter().map(|disk| (disk.gsi, disk.shared)).collect();
         assert_eq!(lines, [(6, false), (5, true), (7, false), (5, true)]);
     }
 
@@ -134,5 +198,27 @@ mod tests {
         assert!(plan(&["a,gsi=9", "b,gsi=9,edge"], IrqchipKind::Split).is_err());
         assert!(plan(&["a,gsi=4"], IrqchipKind::Split).is_err());
         assert!(plan(&["a,gsi=24"], IrqchipKind::Kernel).is_err());
+    }
+
+    #[test]
+    fn pci_disks_have_a_queue_for_each_vcpu_and_a_vector_for_each_queue_and_one_more() {
+        let disks = plan(&["a,pci", "b", "c,pci,queues=1,vectors=9"], IrqchipKind::Split).unwrap();
+        let places: Vec<_> = disks.pci.iter().map(|disk| (disk.slot, disk.queues, disk.vectors, disk.gsi())).collect();
+        assert_eq!(places, [(1, 2, 3, 17), (2, 1, 9, 18)]);
+        assert_eq!(disks.pci[1].image.name, "disk2");
+        for text in ["a,pci,queues=3", "a,pci,queues=0", "a,pci,vectors=0", "a,pci,vectors=2049"] {
+            assert!(plan(&[text], IrqchipKind::Split).is_err(), "{text}");
+        }
+        assert!(plan(&["a,pci"; 32], IrqchipKind::Split).is_err());
+    }
+
+    #[test]
+    fn where_pci_pins_end_no_other_disk_is_put() {
+        let mut texts = vec!["a"; 12];
+        texts.push("b,pci");
+        let disks = plan(&texts, IrqchipKind::Split).unwrap();
+        assert_eq!(disks.mmio.iter().map(|disk| disk.gsi).max(), Some(20));
+        assert!(plan(&["a,gsi=18", "b,pci"], IrqchipKind::Split).is_err());
+        assert!(plan(&["a,gsi=18"], IrqchipKind::Split).is_ok());
     }
 }

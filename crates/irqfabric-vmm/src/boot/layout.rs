@@ -1,6 +1,7 @@
 //! Where things are in a guest's address space before it runs.
 
 use crate::machine::{HIGH_MEMORY_START, LOW_MEMORY_END};
+use std::ops::Range;
 
 /// Descriptors that the start segments stand for.
 pub const GDT: u64 = 0x500;
@@ -29,6 +30,8 @@ pub const HIGH_START: u64 = 0x10_0000;
 /// The first virtio-mmio device, and from one to the next.
 pub const VIRTIO: u64 = 0xd000_0000;
 pub const VIRTIO_STEP: usize = 0x1000;
+/// The window of the PCI bus's BARs.
+pub const PCI: Range<u64> = 0xe000_0000..0xf000_0000;
 
 /// A stretch of the memory map, as e820 and PVH number its kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

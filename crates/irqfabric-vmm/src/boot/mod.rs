@@ -1,9 +1,10 @@
 //! `irqfabric boot`: boots a stock Linux kernel, or with `--profile testdev` a bare-metal test image.
 //!
-//! The machine has no firmware, no PIC that the guest would need, no PIT and no PCI: local APICs with the TSC-deadline
-//! timer, IOAPICs, a serial port, virtio-mmio disks, and hardware-reduced ACPI tables that say so.
+//! The machine has no firmware, no PIC that the guest would need and no PIT: local APICs with the TSC-deadline timer,
+//! IOAPICs, a serial port, virtio disks by themselves or on a PCI bus, and hardware-reduced ACPI tables that say so.
 
 mod acpi;
+mod attach;
 mod disks;
 mod firmware;
 mod layout;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 /// Boots, runs to the end, and reports.
 pub fn main(args: &Args) -> Result<ExitCode, Error> {
     let apic_ids = args.apic_ids()?;
-    let disks = Disks::plan(&args.disk, args.irqchip)?;
+    let disks = Disks::plan(&args.disk, args.irqchip, apic_ids.len())?;
     let host = Host::open()?;
     let irqchip = match args.irqchip {
         IrqchipKind::Split => Irqchip::Split((0..disks.ioapics()).map(|id| Ioapic::default().with_id(id)).collect()),
@@ -44,10 +45,11 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     if args.irqchip == IrqchipKind::Kernel {
         firmware::silence_pic(machine.vm())?;
     }
+    let mut vectors = Vec::new();
     match args.profile {
         Profile::Linux => {
             power::attach(&mut machine)?;
-            disks.attach(&mut machine)?;
+            vectors = attach::attach(&disks, &mut machine)?;
             firmware::install_reset_vector(machine.memory())?;
             let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &acpi::ioapics(&machine), disks: &disks };
             let rsdp = tables.write(machine.memory())?;
@@ -60,7 +62,7 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     }
     let target = args.report.as_deref().map(report::Target::create).transpose()?;
     let stopped = run(machine, serial)?;
-    let report = Report::new(args.irqchip, &apic_ids, &stopped);
+    let report = Report::new(args.irqchip, &apic_ids, &stopped, &vectors);
     eprint!("{report}");
     if let Stop::Crash(crash) = &stopped.stop {
         eprint!("{}", report::PostMortem(crash));

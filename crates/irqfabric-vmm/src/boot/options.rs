@@ -1,5 +1,6 @@
 //! The options of `irqfabric boot`, and what their words mean.
 
+use crate::devices::virtio::SignalBy;
 use crate::error::Error;
 use crate::testdev::Image;
 use clap::{Args as ClapArgs, ValueEnum};
@@ -33,7 +34,10 @@ pub struct Args {
     pub memory: Size,
     /// Raw image as a virtio disk: its interrupt is a level (default) or an edge, its line the next free one or
     /// that of GSI N, which disks may share
-    #[arg(long, value_name = "FILE[,ro][,level|edge][,gsi=N]")]
+    ///
+    /// With `pci` it is a PCI function with MSI-X: so many queues (default: one a vCPU, 4 at the most) and vectors
+    /// (default: one a queue and one for the configuration), signalled by calls or, with `eventfd`, by their eventfds.
+    #[arg(long, value_name = "FILE[,ro][,level|edge][,gsi=N][,pci[,queues=N][,vectors=N][,eventfd]]")]
     pub disk: Vec<DiskOption>,
     /// Whose IOAPIC: irqfabric's, or KVM's own for comparison
     #[arg(long, value_enum, default_value_t = IrqchipKind::Split)]
@@ -121,29 +125,70 @@ pub struct DiskOption {
     pub path: PathBuf,
     /// Whether writes are refused.
     pub read_only: bool,
-    /// How it interrupts.
-    pub trigger: Trigger,
-    /// Its line, if not the next free one.
-    pub gsi: Option<u32>,
+    /// How the guest reaches it, and it the guest.
+    pub interface: Interface,
+}
+
+/// How a disk is connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interface {
+    /// By virtio-mmio and a line.
+    Mmio {
+        /// How it interrupts.
+        trigger: Trigger,
+        /// Its line, if not the next free one.
+        gsi: Option<u32>,
+    },
+    /// By virtio-pci and MSI-X.
+    Pci {
+        /// How many queues, if not as many as suit the machine.
+        queues: Option<u16>,
+        /// How many vectors, if not one for each queue and one more.
+        vectors: Option<u16>,
+        /// How it signals them.
+        signal_by: SignalBy,
+    },
 }
 
 impl FromStr for DiskOption {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let number = |what, text: &str| text.parse().map_err(|_| format!("{text:?} is not a number of {what}"));
         let mut words = text.split(',');
         let path = PathBuf::from(words.next().unwrap_or_default());
-        let mut disk = Self { path, read_only: false, trigger: Trigger::Level, gsi: None };
+        let (mut read_only, mut pci) = (false, false);
+        let (mut trigger, mut gsi) = (None, None);
+        let (mut queues, mut vectors, mut signal_by) = (None, None, None);
         for word in words {
-            match (word, word.strip_prefix("gsi=")) {
-                ("ro", _) => disk.read_only = true,
-                ("level", _) => disk.trigger = Trigger::Level,
-                ("edge", _) => disk.trigger = Trigger::Edge,
-                (_, Some(gsi)) => disk.gsi = Some(gsi.parse().map_err(|_| format!("{gsi:?} is not a GSI"))?),
-                _ => return Err(format!("{word:?} is none of ro, level, edge, gsi=N")),
+            match word.split_once('=').map_or((word, None), |(word, value)| (word, Some(value))) {
+                ("ro", None) => read_only = true,
+                ("pci", None) => pci = true,
+                ("level", None) => trigger = Some(Trigger::Level),
+                ("edge", None) => trigger = Some(Trigger::Edge),
+                ("gsi", Some(value)) => gsi = Some(value.parse().map_err(|_| format!("{value:?} is not a GSI"))?),
+                ("queues", Some(value)) => queues = Some(number("queues", value)?),
+                ("vectors", Some(value)) => vectors = Some(number("vectors", value)?),
+                ("eventfd", None) => signal_by = Some(SignalBy::Eventfd),
+                _ => {
+                    return Err(format!(
+                        "{word:?} is none of ro, level, edge, gsi=N, pci, queues=N, vectors=N, eventfd"
+                    ));
+                }
             }
         }
-        Ok(disk)
+        let interface = if pci {
+            if trigger.is_some() || gsi.is_some() {
+                return Err("a PCI disk has vectors: level, edge and gsi are for disks without `pci`".into());
+            }
+            Interface::Pci { queues, vectors, signal_by: signal_by.unwrap_or_default() }
+        } else {
+            if queues.is_some() || vectors.is_some() || signal_by.is_some() {
+                return Err("queues, vectors and eventfd are for disks with `pci`".into());
+            }
+            Interface::Mmio { trigger: trigger.unwrap_or(Trigger::Level), gsi }
+        };
+        Ok(Self { path, read_only, interface })
     }
 }
 
@@ -168,10 +213,28 @@ mod tests {
 
     #[test]
     fn a_disk_says_how_and_where_it_interrupts() {
-        let disk = |path: &str| DiskOption { path: path.into(), read_only: false, trigger: Trigger::Level, gsi: None };
-        assert_eq!("a.img".parse(), Ok(disk("a.img")));
-        let shared = DiskOption { read_only: true, trigger: Trigger::Edge, gsi: Some(9), ..disk("b") };
+        let disk = |path: &str, trigger, gsi| DiskOption {
+            path: path.into(),
+            read_only: false,
+            interface: Interface::Mmio { trigger, gsi },
+        };
+        assert_eq!("a.img".parse(), Ok(disk("a.img", Trigger::Level, None)));
+        let shared = DiskOption { read_only: true, ..disk("b", Trigger::Edge, Some(9)) };
         assert_eq!("b,ro,edge,gsi=9".parse(), Ok(shared));
         assert!("b,rw".parse::<DiskOption>().is_err() && "b,gsi=x".parse::<DiskOption>().is_err());
+    }
+
+    #[test]
+    fn a_pci_disk_has_queues_and_vectors_and_no_line() {
+        let disk = |queues, vectors, signal_by| DiskOption {
+            path: "a".into(),
+            read_only: false,
+            interface: Interface::Pci { queues, vectors, signal_by },
+        };
+        assert_eq!("a,pci".parse(), Ok(disk(None, None, SignalBy::Call)));
+        assert_eq!("a,pci,queues=2,vectors=3,eventfd".parse(), Ok(disk(Some(2), Some(3), SignalBy::Eventfd)));
+        for text in ["a,pci,edge", "a,gsi=5,pci", "a,queues=2", "a,eventfd", "a,pci,queues", "a,pci,vectors=-1"] {
+            assert!(text.parse::<DiskOption>().is_err(), "{text}");
+        }
     }
 }

@@ -4,6 +4,8 @@
 //! { "stopped": "the guest powered off", "irqchip": "split", "path": "KVM_SIGNAL_MSI", "apic_ids": [0, 1],
 //!   "seconds": 4.2, "commits": 3,
 //!   "lines": [ { "gsi": 5, "name": "disk0", "raised": 61, "delivered": 61, "refused": 0, "ended": 61 } ],
+//!   "vectors": [ { "device": "disk1", "vector": 1, "signalled": 61, "delivered": 61, "hot": false } ],
+//!   "promotions": 0, "wakeups": 0,
 //!   "kvm": { "deliveries": 123, "refused": 0, "commits": 3 },
 //!   "messages": { "memory_writes": 0, "dropped": 0, "host_errors": 0 },
 //!   "exits": [ { "kind": "ioapic-eoi", "count": 61, "seconds": 0.0001, "per_vcpu": [61, 0] } ] }
@@ -14,11 +16,16 @@
 //! sources of a line. KVM's own IOAPIC keeps its counts to itself: under `--irqchip kernel`, `path` is KVM_IRQ_LINE and
 //! `delivered` counts the rises of the line's sources. `commits` counts KVM_SET_GSI_ROUTING. `seconds` of exits is the time
 //! between KVM_RUN's return and the next entry.
+//!
+//! There is an entry of `vectors` for each MSI-X vector of a PCI device. What KVM delivers for a `hot` one, from its eventfd
+//! by its irqfd, is in neither count: it passes nobody who could count it. `promotions` counts how often a vector became
+//! hot, `wakeups` how often the fabric's thread woke up to deliver for one that was not.
 
+use super::attach::NamedVectors;
 use super::options::IrqchipKind;
 use crate::error::Error;
 use crate::machine::{Crash, ExitKind, Exits, Stopped};
-use irqfabric::fabric::LineStats;
+use irqfabric::fabric::{LineStats, VectorStats};
 use irqfabric::hv::Calls;
 use serde::Serialize;
 use std::fmt;
@@ -36,6 +43,9 @@ pub struct Report {
     seconds: f64,
     commits: u64,
     lines: Vec<Source>,
+    vectors: Vec<Vector>,
+    promotions: u64,
+    wakeups: u64,
     kvm: Calls,
     messages: Messages,
     exits: Vec<ExitTally>,
@@ -55,6 +65,16 @@ struct Source {
     again: bool,
 }
 
+/// What one message vector did, as far as it went through the fabric.
+#[derive(Debug, Serialize)]
+struct Vector {
+    device: String,
+    vector: usize,
+    signalled: u64,
+    delivered: u64,
+    hot: bool,
+}
+
 /// Messages that did not become interrupts, and what the host could not do.
 #[derive(Debug, Serialize)]
 struct Messages {
@@ -72,8 +92,8 @@ struct ExitTally {
 }
 
 impl Report {
-    /// Of a machine that has stopped.
-    pub fn new(irqchip: IrqchipKind, apic_ids: &[u32], stopped: &Stopped) -> Self {
+    /// Of a machine that has stopped, with the vectors of its devices.
+    pub fn new(irqchip: IrqchipKind, apic_ids: &[u32], stopped: &Stopped, vectors: &[NamedVectors]) -> Self {
         let total = Exits::total(&stopped.exits);
         let exits = ExitKind::ALL.into_iter().filter(|kind| total.of(*kind).count > 0).map(|kind| ExitTally {
             kind,
@@ -93,6 +113,9 @@ impl Report {
             seconds: stopped.ran.as_secs_f64(),
             commits: stats.commits,
             lines: stats.lines.iter().flat_map(|line| sources(line, irqchip)).collect(),
+            vectors: vectors.iter().flat_map(vectors_of).collect(),
+            promotions: stats.promotions,
+            wakeups: stats.wakeups,
             kvm: stopped.calls,
             messages: Messages {
                 memory_writes: stats.memory_writes,
@@ -146,12 +169,29 @@ impl fmt::Display for Report {
         if !silent.is_empty() {
             writeln!(f, "{:>7}{} more that never interrupted", "", silent.len())?;
         }
+        if !self.vectors.is_empty() {
+            let Self { promotions, wakeups, .. } = self;
+            writeln!(f, "{:>5}  {:<28}{:>11}{:>11}", "", "vector", "signalled", "delivered")?;
+            for Vector { device, vector, signalled, delivered, hot } in &self.vectors {
+                let uncounted = if *hot { "  hot: KVM's uncounted" } else { "" };
+                let name = format!("{device} vector {vector}");
+                writeln!(f, "{:>5}  {name:<28}{signalled:>11}{delivered:>11}{uncounted}", "")?;
+            }
+            writeln!(f, "{:>7}{promotions} promotions to irqfds, {wakeups} wakeups of the dispatcher", "")?;
+        }
         writeln!(f, "{:>7}{:<28}{:>11}{:>15}", "", "exit", "count", "time")?;
         for ExitTally { kind, count, seconds, .. } in &self.exits {
             writeln!(f, "{:>7}{kind:<28}{count:>11}{:>12.1} ms", "", seconds * 1e3)?;
         }
         Ok(())
     }
+}
+
+fn vectors_of(NamedVectors { device, vectors }: &NamedVectors) -> impl Iterator<Item = Vector> + '_ {
+    vectors.iter().enumerate().map(|(index, vector)| {
+        let VectorStats { signalled, delivered } = vector.stats();
+        Vector { device: device.clone(), vector: index, signalled, delivered, hot: vector.is_hot() }
+    })
 }
 
 fn sources(line: &LineStats, irqchip: IrqchipKind) -> impl Iterator<Item = Source> + '_ {
@@ -212,8 +252,10 @@ mod tests {
     use super::*;
     use crate::machine::Stop;
     use crate::machine::exits::Exit;
-    use irqfabric::fabric::{PinStats, Stats};
+    use irqfabric::fabric::{Fabric, PinStats, Stats};
+    use irqfabric::hv::Sim;
     use irqfabric::line::SourceStats;
+    use irqfabric::msg::RequesterId;
     use std::time::Duration;
 
     fn report(irqchip: IrqchipKind) -> Report {
@@ -224,10 +266,15 @@ mod tests {
         exits.note(Exit::bare(ExitKind::IoapicEoi, 0x31), Duration::from_micros(1500));
         let stats = Stats { lines, commits: 7, ..Stats::default() };
         let (calls, ran) = (Calls::default(), Duration::from_secs(4));
+        let fabric = Fabric::builder(Sim::new(1)).build().unwrap();
+        let vectors = fabric.msi_vectors(RequesterId::new(0, 1, 0), 2);
+        vectors[1].signal();
+        let vectors = vectors.to_vec().into();
         Report::new(
             irqchip,
             &[0],
             &Stopped { stop: Stop::PowerOff, ran, exits: vec![exits], stats, lapics: vec![None], calls },
+            &[NamedVectors { device: "disk1023".into(), vectors }],
         )
     }
 
@@ -246,6 +293,12 @@ mod tests {
         assert_eq!(json["path"], "KVM_SIGNAL_MSI");
         assert_eq!(json["lines"][1]["name"], "disk1");
         assert_eq!(json["lines"][1]["refused"], 1);
+        let vector = &json["vectors"][1];
+        assert_eq!(
+            (&vector["device"], &vector["signalled"], &vector["delivered"]),
+            (&"disk1023".into(), &1.into(), &0.into())
+        );
+        assert_eq!(vector["hot"], false);
         assert_eq!(json["exits"][0]["kind"], "ioapic-eoi");
         assert_eq!(json["exits"][0]["per_vcpu"][0], 1);
     }

@@ -10,8 +10,8 @@ use std::ops::Deref;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use virtio_queue::{DescriptorChain, Reader, Writer};
 use vm_memory::GuestMemoryMmap;
@@ -27,6 +27,7 @@ pub struct Disk {
     file: File,
     sectors: u64,
     read_only: bool,
+    queues: u16,
     id: [u8; VIRTIO_BLK_ID_BYTES as usize],
 }
 
@@ -60,17 +61,32 @@ impl Disk {
         for (to, from) in bytes.iter_mut().zip(id.bytes()) {
             *to = from;
         }
-        Ok(Self { file, sectors, read_only, id: bytes })
+        Ok(Self { file, sectors, read_only, queues: 1, id: bytes })
+    }
+
+    /// The same with several queues, one at the least, for a request in each at a time.
+    pub fn with_queues(self, queues: u16) -> Self {
+        Self { queues: queues.max(1), ..self }
+    }
+
+    /// How many queues it has.
+    pub fn queues(&self) -> u16 {
+        self.queues
     }
 
     /// The feature bits that come of what it is.
     pub fn features(&self) -> u64 {
-        1 << VIRTIO_BLK_F_FLUSH | u64::from(self.read_only) << VIRTIO_BLK_F_RO
+        1 << VIRTIO_BLK_F_FLUSH
+            | u64::from(self.read_only) << VIRTIO_BLK_F_RO
+            | u64::from(self.queues > 1) << VIRTIO_BLK_F_MQ
     }
 
-    /// The configuration space: the capacity and nothing else.
-    pub fn config(&self) -> [u8; 8] {
-        self.sectors.to_le_bytes()
+    /// The configuration space (5.2.4): the capacity, at its end the number of queues, and nothing in between.
+    pub fn config(&self) -> [u8; 36] {
+        let mut config = [0; 36];
+        config[..8].copy_from_slice(&self.sectors.to_le_bytes());
+        config[34..].copy_from_slice(&self.queues.to_le_bytes());
+        config
     }
 
     /// Does one request. Returns how many bytes the driver may look at.

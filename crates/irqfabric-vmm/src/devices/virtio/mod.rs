@@ -1,19 +1,27 @@
-//! A virtio block device on virtio-mmio (virtio 1.2, 4.2 and 5.2), with a thread of its own.
+//! A virtio block device (virtio 1.2, 5.2), with a thread for each queue, on virtio-mmio (4.2) or virtio-pci (4.1).
 //!
 //! ```text
-//! vCPU: registers ──► Transport ──doorbell──► worker thread: Queue ──► Disk (the file)
-//!                         │                        │
-//!                         └─ InterruptACK ─► Interrupt ◄─ used buffers
-//!                                                └──► LineSource
+//! vCPU: registers ──► Mmio or Function ──► Device ──doorbell──► worker thread: Queue ──► Disk (the file)
+//!                          │                                        │
+//!                          └─ acknowledge, vectors ─► Interrupt ◄───┘ used buffers
+//!                                                         └──► LineSource, MsiVector
 //! ```
+//!
+//! Two things vary, and each knows nothing of the other: the *transport*, how the driver reaches the [device](Device),
+//! and the [`Interrupt`], how the device reaches the driver.
 
 mod block;
+mod device;
 mod interrupt;
-mod transport;
+mod mmio;
+mod pci;
 mod worker;
 
 pub use block::Disk;
-pub use transport::{QUEUE_NOTIFY, SIZE, Transport};
+pub use device::Device;
+pub use interrupt::LineInterrupt;
+pub use mmio::{Mmio, QUEUE_NOTIFY, SIZE};
+pub use pci::{Doorbells, Function, MOST_QUEUES, Place, REGISTERS_SIZE, SignalBy, Signals, VECTORS_BAR, msix};
 
 #[cfg(test)]
 mod tests;

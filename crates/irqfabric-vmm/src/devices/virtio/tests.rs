@@ -1,4 +1,4 @@
-//! The device as a driver sees it, a well-behaved one and others.
+//! The device as a driver sees it on virtio-mmio, a well-behaved one and others.
 
 use super::*;
 use irqfabric::line::{Level, Line, Pin};
@@ -42,7 +42,7 @@ impl Pin for Lamp {
 struct Bench {
     path: PathBuf,
     memory: GuestMemoryMmap,
-    device: Transport,
+    device: Mmio,
     lamp: Arc<Lamp>,
     line: Line,
     submitted: u16,
@@ -61,7 +61,8 @@ impl Bench {
         let lamp = Arc::new(Lamp::default());
         let line = Line::new(vec![lamp.clone()]);
         let disk = Disk::open(&path, read_only, "the id").unwrap();
-        let device = Transport::new(disk, memory.clone(), line.source("disk"), Trigger::Level).unwrap();
+        let interrupt = Arc::new(LineInterrupt::new(line.source("disk"), Trigger::Level));
+        let device = Mmio::new(Device::new(disk, memory.clone(), interrupt.clone()).unwrap(), interrupt);
         let mut bench = Self { path, memory, device, lamp, line, submitted: 0 };
         bench.start();
         bench

@@ -1,0 +1,15 @@
+//! A PCI bus: configuration space by way of two ports, BARs in one window of memory.
+//!
+//! ```text
+//! vCPU: ports 0xcf8, 0xcfc ──► Ports ──► Bus ──► Function: its Header, its capabilities
+//!       memory ─────────────► Window ──► Bus ──► Function: its BARs
+//! ```
+//!
+//! The bus knows where the BARs are and nothing else of a function; a function knows its registers and nothing of
+//! addresses. What its interrupts are made of is the library's `pci`.
+
+mod bus;
+mod header;
+
+pub use bus::{Bus, Function, LAST_PORT, PORTS, Ports, SLOTS, Window};
+pub use header::{Bar, Header, Identity, capability, command};
