@@ -16,7 +16,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 guest-probe fill FILE BYTES SEED            write a disk image whose every word is known
 guest-probe verify DISK                     read it flat out, past the page cache, and check it
-guest-probe move MOVES SECONDS LEVEL-DISK [EDGE-ACTION]
+guest-probe move MOVES SECONDS level|message DISK [EDGE-ACTION]
                                             move interrupts between CPUs while they fire
 guest-probe kvm                             open /dev/kvm and list what it can do";
 
@@ -28,9 +28,9 @@ fn main() -> ExitCode {
             .and_then(|bytes| Ok((bytes, number(seed)?)))
             .and_then(|(bytes, seed)| disk::fill(file, bytes, seed)),
         ["verify", disk] => disk::verify(disk),
-        ["move", moves, seconds, disk, ref edge @ ..] if edge.len() < 2 => number(moves)
-            .and_then(|moves| Ok((moves, number(seconds)?)))
-            .and_then(|(moves, seconds)| moves::run(moves, seconds, disk, edge.first().copied())),
+        ["move", moves, seconds, kind, disk, ref edge @ ..] if edge.len() < 2 => number(moves)
+            .and_then(|moves| Ok((moves, number(seconds)?, moves::Kind::of(kind)?)))
+            .and_then(|(moves, seconds, kind)| moves::run(moves, seconds, kind, disk, edge.first().copied())),
         ["kvm"] => kvm::capabilities(),
         _ => Err(format!("usage:\n{USAGE}")),
     };

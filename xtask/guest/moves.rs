@@ -1,9 +1,10 @@
 //! Moves interrupts from CPU to CPU while they fire, and watches that none arrives where it no longer belongs.
 //!
 //! Linux moves an IOAPIC interrupt from within its handler (`ioapic_ack_level`: mask, EOI, rewrite the entry,
-//! unmask), so a move needs the interrupt to fire. Once `effective_affinity` shows the new CPU the entry
-//! has been rewritten. From then on the old CPU's count must stand still for a level pin; for an edge, one
-//! message may have been on its way to the old CPU (its LAPIC had it in IRR already).
+//! unmask), and an MSI-X vector likewise (`irq_move_irq`: mask, rewrite the table's entry, unmask), so a move needs the
+//! interrupt to fire. Once `effective_affinity` shows the new CPU the entry has been rewritten. From then on the old
+//! CPU's count must stand still for a level pin; for an edge and for a message, one may have been on its way to the
+//! old CPU (its LAPIC had it in IRR already).
 //!
 //! `/sys/kernel/irq/N/per_cpu_count` has the very counters of `/proc/interrupts`, without the other lines:
 //! reading it is cheap enough to do several times for each move.
@@ -33,13 +34,39 @@ struct Wire {
     stragglers: u64,
 }
 
-pub fn run(moves: u64, seconds: u64, disk: &str, edge: Option<&str>) -> Result<String, String> {
+/// How the disk interrupts.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    /// By a level line, an action of its own name.
+    Level,
+    /// By a message vector that its queues share.
+    Message,
+}
+
+impl Kind {
+    pub fn of(word: &str) -> Result<Self, String> {
+        match word {
+            "level" => Ok(Self::Level),
+            "message" => Ok(Self::Message),
+            _ => Err(format!("{word:?} is neither level nor message")),
+        }
+    }
+
+    fn wire(self, device: &str) -> Result<Wire, String> {
+        match self {
+            Self::Level => Wire::find(device, 0),
+            Self::Message => Wire::find(&format!("{device}-virtqueues"), 1),
+        }
+    }
+}
+
+pub fn run(moves: u64, seconds: u64, kind: Kind, disk: &str, edge: Option<&str>) -> Result<String, String> {
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let cpus = cpus()?;
     if cpus < 2 {
         return Err("an interrupt cannot move: there is only one CPU".into());
     }
-    let mut wires = vec![Wire::find(&device_of(disk)?, 0)?];
+    let mut wires = vec![kind.wire(&device_of(disk)?)?];
     if let Some(edge) = edge {
         wires.push(Wire::find(edge, 1)?);
     }
@@ -55,7 +82,7 @@ pub fn run(moves: u64, seconds: u64, disk: &str, edge: Option<&str>) -> Result<S
         result.and(read)
     })?;
     let mut json = format!("{{\"cpus\":{cpus},\"blocks_read\":{}", load.blocks.into_inner());
-    for (kind, wire) in ["level", "edge"].into_iter().zip(&wires) {
+    for (kind, wire) in ["disk", "edge"].into_iter().zip(&wires) {
         let total = wire.counts()?.iter().sum::<u64>();
         json += &format!(
             ",\"{kind}\":{{\"name\":{:?},\"irq\":{},\"moves\":{},\"stragglers\":{},\"interrupts\":{total}}}",

@@ -96,10 +96,25 @@ pub fn probe<T: for<'a> Deserialize<'a>>(json: &str) -> Result<T> {
     serde_json::from_str(json).with_context(|| format!("guest-probe answered {json}"))
 }
 
-/// The file of `irqfabric boot --report`: how often each line was delivered.
+/// The file of `irqfabric boot --report`: how often each line and each message vector was delivered.
 #[derive(Deserialize)]
 pub struct BootReport {
     pub lines: Vec<Line>,
+    pub vectors: Vec<Vector>,
+    pub promotions: u64,
+    pub wakeups: u64,
+    pub commits: u64,
+}
+
+/// A message vector. What the kernel delivered for it while it was hot is in neither count.
+#[derive(Deserialize)]
+pub struct Vector {
+    /// `disk0`, `disk1`, … in the order of the command line.
+    pub device: String,
+    pub vector: u32,
+    pub signalled: u64,
+    pub delivered: u64,
+    pub hot: bool,
 }
 
 #[derive(Deserialize)]
@@ -111,6 +126,11 @@ pub struct Line {
 }
 
 impl BootReport {
+    /// The vectors of a device.
+    pub fn vectors(&self, device: &str) -> impl Iterator<Item = &Vector> {
+        self.vectors.iter().filter(move |vector| vector.device == device)
+    }
+
     pub fn line(&self, name: &str) -> Result<&Line> {
         self.lines
             .iter()

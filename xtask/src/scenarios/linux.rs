@@ -30,14 +30,19 @@ pub fn boot_script(vcpus: u32, disks: u32, arguments: &[String]) -> String {
     boot(vcpus, disks, &arguments, "")
 }
 
-/// `tag` tells the files of several boots apart.
 fn boot(vcpus: u32, disks: u32, arguments: &str, tag: &str) -> String {
-    let options: String = (0..disks).map(|disk| format!(" --disk /tmp/disk{disk}")).collect();
+    boot_disks(vcpus, &vec![""; disks as usize], arguments, tag)
+}
+
+/// `disks` has for each disk what follows its file's name. `tag` tells the files of several boots apart.
+pub fn boot_disks(vcpus: u32, disks: &[&str], arguments: &str, tag: &str) -> String {
+    let options: String = disks.iter().enumerate().map(|(disk, how)| format!(" --disk /tmp/disk{disk}{how}")).collect();
     let append = crate::testbed::KERNEL_ARGUMENTS;
-    let last = i64::from(disks) - 1;
+    let count = disks.len();
     format!(
         "set -o pipefail\n\
-         for disk in $(seq 0 {last}); do guest-probe fill /tmp/disk$disk {DISK_BYTES} $disk >/dev/null || exit 1; done\n\
+         for disk in $(seq {count}); do guest-probe fill /tmp/disk$((disk - 1)) {DISK_BYTES} $((disk - 1)) \
+         >/dev/null || exit 1; done\n\
          irqfabric boot --kernel /l2/vmlinux --initrd /l2/initrd --append '{append}' --vcpus {vcpus}{options}\\\n  \
          --report /out/report{tag}{arguments} 2>/out/stderr{tag} | tee /out/console{tag} || {{\n    \
          status=$?\n    cat /out/stderr{tag}\n    exit $status\n}}\n"
@@ -170,7 +175,7 @@ fn judge_guest(console: &Console, disks: u32) -> Result<()> {
 }
 
 /// Which disk is which device of the guest: `(seed, "virtio3")`. The content tells, whatever order Linux chose.
-fn devices(console: &Console) -> Result<Vec<(u32, String)>> {
+pub fn devices(console: &Console) -> Result<Vec<(u32, String)>> {
     #[derive(Deserialize)]
     struct Verified {
         bytes: u64,

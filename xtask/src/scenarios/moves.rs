@@ -1,9 +1,9 @@
 //! Interrupts move between CPUs while they fire: none arrives where it no longer belongs, none is lost.
 //!
-//! The guest itself judges each move (`guest/moves.rs`), for a disk's level line, read flat out with every
-//! word checked, and for the serial port's edge line.
+//! The guest itself judges each move (`guest/moves.rs`), for a disk's level line or message vector, read flat out
+//! with every word checked, and for the serial port's edge line.
 
-use super::evidence::Console;
+use super::evidence::{BootReport, Console};
 use super::{Evidence, Linux, Machine, Needs, Scale, Scenario};
 use crate::testbed::run::ONE_BOOT;
 use anyhow::{Context, Result, ensure};
@@ -27,7 +27,17 @@ impl Plan {
     }
 
     fn linux(&self) -> Linux {
-        Linux { test: format!("guest-probe move {} {} /dev/vda ttyS0 | section moves\n", self.moves, self.seconds) }
+        Linux {
+            test: format!("guest-probe move {} {} level /dev/vda ttyS0 | section moves\n", self.moves, self.seconds),
+        }
+    }
+
+    /// First the disk that is signalled in-process, then the one whose eventfd becomes hot between two moves.
+    fn linux_msix(&self) -> Linux {
+        let test = |(disk, section)| {
+            format!("guest-probe move {} {} message {disk} | section {section}\n", self.moves, self.seconds)
+        };
+        Linux { test: MSIX_DISKS.map(test).concat() }
     }
 
     fn limit(&self) -> Duration {
@@ -53,6 +63,57 @@ pub fn under_load(scale: Scale) -> Scenario {
     }
 }
 
+/// The disks of [`msix_under_load`] in the guest, and the sections with what came of each.
+const MSIX_DISKS: [(&str, &str); 2] = [("/dev/vda", "moves"), ("/dev/vdb", "moves-eventfd")];
+
+/// Linux lets nobody move the vectors of its block queues, unless they share one (`vp_find_vqs_msix`): two vectors
+/// for the configuration and two queues make it do so.
+pub fn msix_under_load(scale: Scale) -> Scenario {
+    let plan = Plan::of(scale);
+    let disks = [",pci,queues=2,vectors=2", ",pci,queues=2,vectors=2,eventfd"];
+    Scenario {
+        name: "linux-move-msix".into(),
+        proves: "after a move under load an MSI-X interrupt arrives on the old CPU once at most, in-process or hot"
+            .into(),
+        limit: ONE_BOOT + Duration::from_secs(2 * plan.seconds),
+        machine: Machine::L1 {
+            script: super::linux::boot_disks(2, &disks, " --irqchip split", ""),
+            product: true,
+            linux: Some(plan.linux_msix()),
+        },
+        judge: Box::new(move |evidence| {
+            evidence.l1_passed()?;
+            let console = Console(evidence.text("console")?);
+            console.reached_the_end()?;
+            let report: BootReport = evidence.json("report")?;
+            for (_, section) in MSIX_DISKS {
+                let Moved { disk, blocks_read, .. } = moved(&console, section)?;
+                judge_wire(section, &disk, plan.at_least)?;
+                // A block read is an interrupt, though two may share one.
+                ensure!(
+                    disk.interrupts * 2 > blocks_read,
+                    "{section}: {blocks_read} blocks, {} interrupts",
+                    disk.interrupts
+                );
+            }
+            judge_commits(&report, moved(&console, MSIX_DISKS[1].1)?.disk.moves)
+        }),
+    }
+}
+
+/// In-process vectors need no table; one that has become hot needs a new entry for each move at the most.
+fn judge_commits(report: &BootReport, moves: u64) -> Result<()> {
+    ensure!(report.promotions > 0, "expected the eventfd's vector to become hot, saw no promotion");
+    // Before the first move: the vectors become hot, the configuration's and the queues'.
+    const AT_FIRST: u64 = 4;
+    ensure!(
+        report.commits <= moves + AT_FIRST,
+        "{} table commits for {moves} moves of a hot vector: more than one each",
+        report.commits
+    );
+    Ok(())
+}
+
 pub fn reference(scale: Scale) -> Scenario {
     let plan = Plan::of(scale);
     Scenario {
@@ -65,28 +126,38 @@ pub fn reference(scale: Scale) -> Scenario {
 }
 
 fn judge(console: &Console, at_least: u64) -> Result<()> {
-    #[derive(Deserialize)]
-    struct Moved {
-        level: Wire,
-        edge: Wire,
-        blocks_read: u64,
-    }
-    #[derive(Deserialize)]
-    struct Wire {
-        moves: u64,
-        interrupts: u64,
-    }
     console.reached_the_end()?;
-    let moved: Vec<Moved> = console.probes("moves")?;
-    let Moved { level, edge, blocks_read } = moved.first().context("guest-probe move gave no answer")?;
-    for (kind, wire) in [("level", level), ("edge", edge)] {
-        ensure!(wire.moves >= at_least, "{kind}: expected {at_least} moves in time, saw {}", wire.moves);
-    }
+    let Moved { disk, edge, blocks_read } = moved(console, "moves")?;
+    judge_wire("level", &disk, at_least)?;
+    judge_wire("edge", &edge.context("guest-probe move says nothing of the edge")?, at_least)?;
     // A block read is an interrupt, though two may share one.
     ensure!(
-        level.interrupts * 2 > *blocks_read,
+        disk.interrupts * 2 > blocks_read,
         "the disk gave {blocks_read} blocks with only {} interrupts",
-        level.interrupts
+        disk.interrupts
     );
     Ok(())
+}
+
+fn judge_wire(kind: &str, wire: &Wire, at_least: u64) -> Result<()> {
+    ensure!(wire.moves >= at_least, "{kind}: expected {at_least} moves in time, saw {}", wire.moves);
+    Ok(())
+}
+
+fn moved(console: &Console, section: &str) -> Result<Moved> {
+    console.probes(section)?.into_iter().next().with_context(|| format!("guest-probe gave no answer in {section}"))
+}
+
+/// The answer of `guest-probe move`.
+#[derive(Deserialize)]
+struct Moved {
+    disk: Wire,
+    edge: Option<Wire>,
+    blocks_read: u64,
+}
+
+#[derive(Deserialize)]
+struct Wire {
+    moves: u64,
+    interrupts: u64,
 }
