@@ -20,8 +20,8 @@ pub struct Args {
     /// Initial RAM disk; with `--profile testdev` a module, several separated by commas
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// The kernel's command line
-    #[arg(long, value_name = "STRING")]
+    /// The kernel's command line; of several the last
+    #[arg(long, value_name = "STRING", overrides_with = "append")]
     pub append: Option<String>,
     /// How many vCPUs, with APIC ids from 0 on
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "apic_ids")]
