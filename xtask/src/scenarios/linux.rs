@@ -45,7 +45,7 @@ pub fn boot_disks(vcpus: u32, disks: &[&str], arguments: &str, tag: &str) -> Str
          >/dev/null || exit 1; done\n\
          irqfabric boot --kernel /l2/vmlinux --initrd /l2/initrd --append '{append}' --vcpus {vcpus}{options}\\\n  \
          --report /out/report{tag}{arguments} 2>/out/stderr{tag} | tee /out/console{tag} || {{\n    \
-         status=$?\n    cat /out/stderr{tag}\n    exit $status\n}}\n"
+         status=$?\n    cat /out/stderr{tag}\n    exit $status\n}}\ncat /out/stderr{tag}\n"
     )
 }
 

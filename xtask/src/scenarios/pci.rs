@@ -2,7 +2,7 @@
 
 use super::evidence::{BootReport, Console, Evidence, Row};
 use super::linux::{boot_disks, devices};
-use super::{Linux, Machine, Scenario};
+use super::{Linux, Machine, Needs, Scenario};
 use crate::testbed::run::ONE_BOOT;
 use anyhow::{Context, Result, ensure};
 
@@ -53,7 +53,7 @@ fn machine(disks: &[&str], append: &str) -> Machine {
         append => format!(" --irqchip split --append '{} {append}'", crate::testbed::KERNEL_ARGUMENTS),
     };
     let script = boot_disks(CPUS as u32, disks, &arguments, "");
-    Machine::L1 { script, product: true, linux: Some(Linux { test: READ_ON_EVERY_CPU.into() }) }
+    Machine::L1 { script, needs: Needs::Product, linux: Some(Linux { test: READ_ON_EVERY_CPU.into() }) }
 }
 
 fn judge(evidence: &Evidence) -> Result<()> {

@@ -38,7 +38,8 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
         IrqchipKind::Split => Irqchip::Split((0..disks.ioapics()).map(|id| Ioapic::default().with_id(id)).collect()),
         IrqchipKind::Kernel => Irqchip::Kernel,
     };
-    let mut machine = Machine::new(&host, &Config { memory: args.memory.0, apic_ids: apic_ids.clone(), irqchip })?;
+    let (memory, promotion) = (args.memory.0, args.promotion.into());
+    let mut machine = Machine::new(&host, &Config { memory, apic_ids: apic_ids.clone(), irqchip, promotion })?;
 
     let serial = Arc::new(SerialPort::new(machine.fabric().line(serial::COM1_GSI)?.source("serial")));
     machine.register_pio(serial::COM1, serial::PORTS, serial.clone())?;

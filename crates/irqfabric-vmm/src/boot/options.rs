@@ -4,6 +4,7 @@ use crate::devices::virtio::SignalBy;
 use crate::error::Error;
 use crate::testdev::Image;
 use clap::{Args as ClapArgs, ValueEnum};
+use irqfabric::fabric::Promotion;
 use irqfabric::msg::Trigger;
 use serde::Serialize;
 use std::ffi::OsStr;
@@ -42,6 +43,9 @@ pub struct Args {
     /// Whose IOAPIC: irqfabric's, or KVM's own for comparison
     #[arg(long, value_enum, default_value_t = IrqchipKind::Split)]
     pub irqchip: IrqchipKind,
+    /// When a vector that is signalled by its eventfd gets an irqfd in KVM
+    #[arg(long, value_enum, default_value_t = PromotionKind::OnDemand)]
+    pub promotion: PromotionKind,
     /// What kind of machine
     #[arg(long, value_enum, default_value_t = Profile::Linux)]
     pub profile: Profile,
@@ -91,6 +95,27 @@ pub enum IrqchipKind {
     Split,
     /// KVM's own, with its PIC
     Kernel,
+}
+
+/// When vectors become hot: the fabric's policies by their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PromotionKind {
+    /// When it has fired twice, many together
+    OnDemand,
+    /// When the guest has programmed and unmasked it
+    Prefill,
+    /// Never: irqfabric's thread delivers every event
+    Never,
+}
+
+impl From<PromotionKind> for Promotion {
+    fn from(kind: PromotionKind) -> Self {
+        match kind {
+            PromotionKind::OnDemand => Self::default(),
+            PromotionKind::Prefill => Self::Prefill,
+            PromotionKind::Never => Self::Never,
+        }
+    }
 }
 
 /// A size in bytes.

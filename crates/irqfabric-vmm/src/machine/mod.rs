@@ -19,7 +19,7 @@ pub use vcpu::Crash;
 
 use crate::error::Error;
 use irqfabric::chip::ioapic::Ioapic;
-use irqfabric::fabric::{Fabric, Stats};
+use irqfabric::fabric::{Fabric, Promotion, Stats};
 use irqfabric::hv::{Calls, Counted, Kvm};
 use irqfabric::msg::DestinationFormat;
 use kvm_bindings::{kvm_lapic_state, kvm_userspace_memory_region};
@@ -52,6 +52,8 @@ pub struct Config {
     pub apic_ids: Vec<u32>,
     /// Whose IOAPIC the lines end in.
     pub irqchip: Irqchip,
+    /// When vectors with an eventfd become hot.
+    pub promotion: Promotion,
 }
 
 /// Whose interrupt controllers a machine has.
@@ -123,7 +125,10 @@ impl Machine {
             Irqchip::Kernel => (Kvm::full(vm.clone()), [].as_slice()),
         };
         let hypervisor = Arc::new(Counted::new(kvm));
-        let builder = Fabric::builder(hypervisor.clone()).memory(memory.clone()).destinations(destinations);
+        let builder = Fabric::builder(hypervisor.clone())
+            .memory(memory.clone())
+            .destinations(destinations)
+            .promotion(config.promotion);
         let fabric = ioapics.iter().cloned().fold(builder, |builder, chip| builder.ioapic(chip)).build()?;
 
         let cpuid = cpu::Cpuid::new(host, &config.apic_ids, destinations)?;

@@ -9,7 +9,11 @@ use vm_memory::Bytes;
 fn machine(apic_ids: &[u32]) -> Machine {
     let host = Host::open().unwrap();
     let irqchip = Irqchip::Split(vec![Ioapic::default()]);
-    Machine::new(&host, &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip }).unwrap()
+    Machine::new(
+        &host,
+        &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip, promotion: Promotion::default() },
+    )
+    .unwrap()
 }
 
 /// Puts real-mode code at 0x1000 and the boot processor there.
@@ -83,10 +87,13 @@ fn a_triple_fault_shows_registers_and_the_last_exits() {
 fn apic_ids_that_no_machine_can_have_are_refused_in_a_sentence() {
     let host = Host::open().unwrap();
     let refusal = |apic_ids: &[u32], irqchip| {
-        Machine::new(&host, &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip })
-            .err()
-            .unwrap()
-            .to_string()
+        Machine::new(
+            &host,
+            &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip, promotion: Promotion::default() },
+        )
+        .err()
+        .unwrap()
+        .to_string()
     };
     let split = || Irqchip::Split(vec![Ioapic::default()]);
     assert!(refusal(&[1], split()).contains("must be 0"));

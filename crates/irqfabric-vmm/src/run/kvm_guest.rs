@@ -11,6 +11,7 @@ use super::memory::GuestMemory;
 use crate::error::Error;
 use crate::machine::{Config, Exits, Host, Irqchip, Machine, Running, Stop, StopSwitch, cpu};
 use irqfabric::chip::ioapic::Ioapic;
+use irqfabric::fabric::Promotion;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_lapic_state, kvm_mp_state, kvm_regs};
 use std::sync::Arc;
 use vm_device::bus::{MmioAddress, MmioAddressOffset, PioAddress, PioAddressOffset};
@@ -25,7 +26,8 @@ pub struct KvmGuest {
 /// Makes the machine, without its board yet: its fabric and memory are what the board is made of.
 pub fn machine(host: &Host, cpus: usize) -> Result<Machine, Error> {
     let irqchip = Irqchip::Split(vec![Ioapic::default()]);
-    Machine::new(host, &Config { memory: layout::MEMORY, apic_ids: (0..cpus as u32).collect(), irqchip })
+    let (apic_ids, promotion) = ((0..cpus as u32).collect(), Promotion::default());
+    Machine::new(host, &Config { memory: layout::MEMORY, apic_ids, irqchip, promotion })
 }
 
 impl KvmGuest {
