@@ -57,8 +57,7 @@ fn machine(disks: &[&str], append: &str) -> Machine {
 }
 
 fn judge(evidence: &Evidence) -> Result<()> {
-    let (console, report, devices) = read_all(evidence, 2)?;
-    let rows = console.interrupts()?;
+    let Read { interrupts: rows, report, devices } = read_all(evidence, 2)?;
     for (seed, device) in devices {
         let request = format!("{device}-req.");
         let rows: Vec<&Row> = rows.iter().filter(|row| row.action.starts_with(&request)).collect();
@@ -111,8 +110,7 @@ fn hot(report: &BootReport, name: &str, seen: u64) -> Result<()> {
 }
 
 fn judge_pin(evidence: &Evidence) -> Result<()> {
-    let (console, report, devices) = read_all(evidence, 1)?;
-    let rows = console.interrupts()?;
+    let Read { interrupts: rows, report, devices } = read_all(evidence, 1)?;
     for (seed, device) in devices {
         let row = rows.iter().find(|row| row.has_action(&device));
         let row = row.with_context(|| format!("/proc/interrupts has no {device} (disk {seed})"))?;
@@ -129,8 +127,16 @@ fn judge_pin(evidence: &Evidence) -> Result<()> {
     Ok(())
 }
 
+/// What came back from a guest that has read its disks.
+struct Read {
+    interrupts: Vec<Row>,
+    report: BootReport,
+    /// Which disk is which device of the guest.
+    devices: Vec<(u32, String)>,
+}
+
 /// Linux came to its end, and all its disks were read, each the right one.
-fn read_all(evidence: &Evidence, disks: u32) -> Result<(Console, BootReport, Vec<(u32, String)>)> {
+fn read_all(evidence: &Evidence, disks: u32) -> Result<Read> {
     evidence.l1_passed()?;
     let console = Console(evidence.text("console")?);
     console.reached_the_end()?;
@@ -139,5 +145,5 @@ fn read_all(evidence: &Evidence, disks: u32) -> Result<(Console, BootReport, Vec
     devices.sort_unstable();
     let seeds: Vec<u32> = devices.iter().map(|(seed, _)| *seed).collect();
     ensure!(seeds.iter().copied().eq(0..disks), "expected to read disks 0 to {}, read {seeds:?}", disks - 1);
-    Ok((console, report, devices))
+    Ok(Read { interrupts: console.interrupts()?, report, devices })
 }
