@@ -417,6 +417,18 @@ fn prefill_attaches_when_the_guest_has_programmed_the_vector() {
 }
 
 #[test]
+fn prefill_attaches_when_the_device_asks_for_the_eventfd_of_a_vector_that_is_programmed_already() {
+    let machine = Setup { promotion: Promotion::Prefill, ..Setup::default() }.build();
+    let vectors = machine.fabric.msi_vectors(RequesterId::new(0, 1, 0), 1);
+    vectors.program(0, 0xfee0_0000, 0x40).unwrap();
+    vectors[0].eventfd().unwrap();
+    assert_eq!(machine.fabric.stats().promotions, 1);
+    machine.fire(&vectors, 0);
+    machine.arrives(0x40);
+    assert_eq!(machine.fabric.stats().wakeups, 0);
+}
+
+#[test]
 fn a_vector_that_is_never_promoted_is_delivered_all_the_same() {
     let machine = Setup { promotion: Promotion::Never, ..Setup::default() }.build();
     let vectors = machine.vectors(1);
