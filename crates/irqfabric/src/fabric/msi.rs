@@ -1,7 +1,7 @@
 //! Message vectors: a device's face to signal them, the guest's side to program them.
 
 use super::core::Core;
-use super::promotion::{Promotion, promote, settle, side_by_side};
+use super::promotion::{prefill, settle, side_by_side};
 use super::report::VectorStats;
 use super::vector::Vector;
 use crate::msg::{Masking, Message, RequesterId};
@@ -74,9 +74,16 @@ impl MsiVector {
     /// An eventfd each event of which is a signal: what vhost, vhost-user and VFIO want. One descriptor a vector, made at
     /// the first call, as is the fabric's one thread that listens to cold eventfds. It does not block.
     ///
+    /// Under [`Promotion::Prefill`](super::Promotion::Prefill) the first call attaches it, if the guest has programmed the vector already.
+    ///
     /// Fails for want of descriptors or threads; the vector can be [signalled](Self::signal) all the same.
     pub fn eventfd(&self) -> io::Result<&EventFd> {
-        self.0.eventfd()
+        let first = !self.0.has_eventfd();
+        let eventfd = self.0.eventfd()?;
+        if first {
+            prefill(self.0.core(), &[&self.0]);
+        }
+        Ok(eventfd)
     }
 
     /// What came of it so far. What the kernel delivers for a hot eventfd is not in it: nobody but the kernel knows.
@@ -122,7 +129,7 @@ impl MsiVectors {
         let left = messages.iter().map(reroute).collect();
         drop(remapper);
         settle(&self.core, left);
-        self.prefill(&messages.iter().map(|&(vector, _)| vector).collect::<Vec<_>>());
+        prefill(&self.core, &messages.iter().map(|&(vector, _)| vector).collect::<Vec<_>>());
         Ok(())
     }
 
@@ -138,7 +145,7 @@ impl MsiVectors {
         let vectors: Vec<_> = indexes.into_iter().map(|index| self.get(index)).collect::<Result<_, _>>()?;
         side_by_side(&vectors, |vector| vector.set_masking(masking));
         if masking == Masking::Unmasked {
-            self.prefill(&vectors);
+            prefill(&self.core, &vectors);
         }
         Ok(())
     }
@@ -210,16 +217,6 @@ impl MsiVectors {
     fn get(&self, index: usize) -> Result<&Arc<Vector>, VectorIndexError> {
         let outside = VectorIndexError { index, count: self.vectors.len() };
         self.vectors.get(index).map(|vector| &vector.0).ok_or(outside)
-    }
-
-    fn prefill(&self, vectors: &[&Arc<Vector>]) {
-        if self.core.promotion == Promotion::Prefill {
-            let remapper = self.core.translation.read();
-            let vectors: Vec<_> =
-                vectors.iter().filter(|vector| vector.learn(&*remapper)).map(|&vector| vector.clone()).collect();
-            drop(remapper);
-            promote(&self.core, &vectors);
-        }
     }
 }
 

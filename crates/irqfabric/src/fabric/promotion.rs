@@ -21,7 +21,8 @@ pub enum Promotion {
         /// How long one waits at least.
         delay: Duration,
     },
-    /// When the guest has programmed and unmasked it, on the thread that did.
+    /// When the guest has programmed and unmasked it, on the thread that did; if the device asks for the eventfd only
+    /// then, when it does.
     Prefill,
     /// Never: the dispatcher delivers every event.
     Never,
@@ -136,6 +137,18 @@ pub(super) fn promote(core: &Arc<Core>, vectors: &[Arc<Vector>]) {
         if vector.promote(interrupt, gsi) {
             Counters::count(&core.counters.promotions);
         }
+    }
+}
+
+/// Makes vectors hot ahead of their first event, if that is the policy: those of them that are programmed and unmasked and
+/// have an eventfd.
+pub(super) fn prefill(core: &Arc<Core>, vectors: &[&Arc<Vector>]) {
+    if core.promotion == Promotion::Prefill {
+        let remapper = core.translation.read();
+        let vectors: Vec<_> =
+            vectors.iter().filter(|vector| vector.learn(&*remapper)).map(|&vector| vector.clone()).collect();
+        drop(remapper);
+        promote(core, &vectors);
     }
 }
 

@@ -289,6 +289,15 @@ impl Vector {
 
     // Listening.
 
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Whether anybody has asked for it yet.
+    pub(super) fn has_eventfd(&self) -> bool {
+        self.eventfd.get().is_some()
+    }
+
     /// The eventfd, made at the first call.
     pub(super) fn eventfd(self: &Arc<Self>) -> io::Result<&EventFd> {
         let lent = self.lend();
