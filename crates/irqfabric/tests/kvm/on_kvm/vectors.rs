@@ -445,14 +445,15 @@ fn more_vectors_than_routes_evict_each_other_and_all_are_delivered() {
     let vectors = machine.vectors(4);
     machine.heat(&vectors, 0);
     machine.heat(&vectors, 1);
-    for _ in 0..300 {
+    // A promotion waits a hundred times as long as the last commit took: on a busy host that is many rounds.
+    let began = Instant::now();
+    while machine.fabric.stats().evictions < 2 {
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", machine.fabric.stats());
         for index in 0..4 {
             machine.fire(&vectors, index);
             machine.arrives(0x40 + index as u8);
         }
     }
-    let stats = machine.fabric.stats();
-    assert!(stats.evictions >= 2, "{stats:?}");
 }
 
 #[test]
