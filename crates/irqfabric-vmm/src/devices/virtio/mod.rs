@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Two things vary, and each knows nothing of the other: the *transport*, how the driver reaches the [device](Device),
-//! and the [`Interrupt`], how the device reaches the driver.
+//! and the [`Interrupt`](interrupt::Interrupt), how the device reaches the driver.
 
 mod block;
 mod device;
