@@ -81,6 +81,10 @@ impl Vector {
         self.state.lock().stats
     }
 
+    pub(super) fn is_hot(&self) -> bool {
+        self.state.lock().listener == Listener::Hot
+    }
+
     // Sending.
 
     /// The device signals.
