@@ -4,10 +4,11 @@
 //! guest do something. A mailbox holds one operation at a time and is used by one thread, the script's.
 
 use super::control::{Control, Early};
-use super::layout::{self, mailbox};
+use super::layout::{self, mailbox, registers};
 use super::memory::GuestMemory;
 use super::source::Sources;
 use irqfabric::fabric::{Fabric, MsiVectors};
+use irqfabric::msg::Masking;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -181,14 +182,19 @@ impl MessageRegisters {
         let (index, register) = ((offset / layout::DEVICE_STRIDE) as usize, offset % layout::DEVICE_STRIDE);
         let (Some(latched), Ok(bytes)) = (self.addresses.get(index), data.try_into()) else { return };
         let value = u32::from_le_bytes(bytes);
-        match register {
-            0 => latched.store(value, Relaxed),
-            4 => {
-                let programmed = self.vectors.program(index, latched.load(Relaxed).into(), value);
-                debug_assert!(programmed.is_ok(), "there is an address register for each vector");
+        let done = match register {
+            registers::ADDRESS => {
+                latched.store(value, Relaxed);
+                Ok(())
             }
-            _ => {}
-        }
+            registers::DATA => self.vectors.program(index, latched.load(Relaxed).into(), value),
+            registers::CONTROL => {
+                let masked = value & registers::MASKED != 0;
+                self.vectors.set_masking([index], if masked { Masking::Masked } else { Masking::Unmasked })
+            }
+            _ => Ok(()),
+        };
+        debug_assert!(done.is_ok(), "there is an address register for each vector");
     }
 }
 

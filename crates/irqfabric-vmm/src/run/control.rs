@@ -50,6 +50,11 @@ impl Control {
         self.stopping.store(true, Relaxed);
     }
 
+    /// The sources have sent for long enough.
+    pub fn enough(&self) {
+        self.stopping.store(true, Relaxed);
+    }
+
     /// Whether the sources are to stop.
     pub fn stopping(&self) -> bool {
         self.stopping.load(Relaxed) || self.guest.is_thrown()

@@ -1,4 +1,5 @@
-//! The judge: from the numbers that sources have sent and handlers have seen to what was lost, doubled and misdelivered.
+//! The judge: from the numbers that sources have sent and handlers have seen to what was lost, doubled, misdelivered and
+//! delivered while masked.
 //!
 //! A source has a *slot* for each vCPU and each of its two vectors: the newest number seen there, and how often
 //! the handler ran. At each moment it is *bound* to one of them. A move binds another one and ends the old one's epoch: from then on,
@@ -8,6 +9,7 @@
 //! - *Doubled*: handlers ran more often than there were signals. A level is served as often as its device asks for it and
 //!   cannot be doubled.
 //! - *Misdelivered*: a slot whose epoch has ended shows a number that was sent afterwards.
+//! - *Masked*: handlers ran while the interrupt was masked, after everything from before had been handled.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +31,10 @@ pub struct Epochs {
     bound: Vec<Slot>,
     /// The last number that may be seen in a slot that was bound before. In one that never was: none.
     ended: BTreeMap<Slot, u64>,
+    /// What stood in all slots when the mask had taken effect.
+    masked_at: BTreeMap<Slot, Seen>,
     misdelivered: u64,
+    masked: u64,
 }
 
 /// What a source did.
@@ -63,6 +68,8 @@ pub struct Verdict {
     pub doubled: u64,
     /// Slots that showed what was not theirs.
     pub misdelivered: u64,
+    /// Handler entries while it was masked.
+    pub masked: u64,
 }
 
 impl Epochs {
@@ -82,6 +89,20 @@ impl Epochs {
     pub fn end(&mut self, slot: Slot, newest: u64) {
         self.bound.retain(|bound| *bound != slot);
         self.ended.insert(slot, newest);
+    }
+
+    /// It is masked and nothing is under way any more: from now on, all slots stay as they are.
+    pub fn mask(&mut self, slots: impl IntoIterator<Item = (Slot, Seen)>) {
+        self.masked_at = slots.into_iter().collect();
+    }
+
+    /// It is about to be unmasked, and still nothing is under way.
+    pub fn unmask(&mut self, slots: impl IntoIterator<Item = (Slot, Seen)>) {
+        for (slot, seen) in slots {
+            let before = self.masked_at.get(&slot).copied().unwrap_or_default();
+            let grown = seen.entries.saturating_sub(before.entries);
+            self.masked += grown.max(u64::from(seen.newest != before.newest));
+        }
     }
 
     fn check(&mut self, slot: Slot, seen: Seen) {
@@ -110,15 +131,16 @@ impl Epochs {
             lost: sent.newest.saturating_sub(newest).max(least.saturating_sub(received)),
             doubled: received.saturating_sub(most),
             misdelivered: self.misdelivered,
+            masked: self.masked,
         }
     }
 }
 
 impl Verdict {
-    /// Nothing was lost, doubled or misdelivered.
+    /// Nothing was lost, doubled, misdelivered or delivered while masked.
     pub fn is_clean(self) -> bool {
-        let Self { received: _, lost, doubled, misdelivered } = self;
-        lost + doubled + misdelivered == 0
+        let Self { received: _, lost, doubled, misdelivered, masked } = self;
+        lost + doubled + misdelivered + masked == 0
     }
 }
 
@@ -198,6 +220,45 @@ mod tests {
     fn a_slot_that_was_never_bound_may_show_nothing() {
         let verdict = Epochs::new(HOME).judge(sent(2, Entries::OneEach), [(HOME, seen(2, 1)), (AWAY, seen(1, 1))]);
         assert_eq!(verdict.misdelivered, 1);
+    }
+
+    #[test]
+    fn what_waits_for_the_unmask_is_clean() {
+        let mut epochs = Epochs::new(HOME);
+        epochs.mask([(HOME, seen(4, 4)), (AWAY, seen(0, 0))]);
+        epochs.unmask([(HOME, seen(4, 4)), (AWAY, seen(0, 0))]);
+        let slots = [(HOME, seen(5, 5)), (AWAY, seen(0, 0))];
+        assert!(epochs.judge(sent(5, Entries::OneEach), slots).is_clean());
+    }
+
+    #[test]
+    fn what_is_seen_behind_a_mask_was_delivered_while_masked() {
+        for entries in [Entries::OneEach, Entries::Coalescing, Entries::Level] {
+            let mut epochs = Epochs::new(HOME);
+            epochs.mask([(HOME, seen(4, 4))]);
+            epochs.unmask([(HOME, seen(6, 6))]);
+            let verdict = epochs.judge(sent(6, entries), [(HOME, seen(6, 6))]);
+            assert_eq!(verdict, Verdict { received: 6, masked: 2, ..Verdict::default() }, "{entries:?}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_shows_nothing_new_counts_behind_a_mask_wherever_it_is() {
+        let mut epochs = Epochs::new(HOME);
+        epochs.mask([(HOME, seen(4, 3)), (AWAY, seen(0, 0))]);
+        epochs.unmask([(HOME, seen(4, 4)), (AWAY, seen(4, 1))]);
+        let slots = [(HOME, seen(4, 4)), (AWAY, seen(4, 1))];
+        assert_eq!(epochs.judge(sent(9, Entries::Coalescing), slots).masked, 2);
+    }
+
+    #[test]
+    fn each_mask_is_judged_by_itself() {
+        let mut epochs = Epochs::new(HOME);
+        for number in 1..=3 {
+            epochs.mask([(HOME, seen(number, number))]);
+            epochs.unmask([(HOME, seen(number, number))]);
+        }
+        assert!(epochs.judge(sent(3, Entries::OneEach), [(HOME, seen(3, 3))]).is_clean());
     }
 
     #[test]

@@ -4,10 +4,10 @@
 //! guest-virtual addresses are the same. What lies in memory is little-endian, each field aligned to its size.
 
 /// How much memory the guest has, from address 0: room for [`MAX_SOURCES`].
-pub const MEMORY: u64 = 4 << 20;
+pub const MEMORY: u64 = 5 << 20;
 
 /// The most sources.
-pub const MAX_SOURCES: usize = 64;
+pub const MAX_SOURCES: usize = 128;
 
 /// The most vCPUs that an 8-bit APIC destination can name: 255 is the broadcast.
 pub const MAX_CPUS: usize = 255;
@@ -92,13 +92,24 @@ pub const fn report(cpu: usize, served: u32, vector: u8) -> u32 {
     (cpu as u32) << 16 | served << 8 | vector as u32
 }
 
-/// The message devices' registers: for each message vector 16 bytes, address at 0 and data at 4. Writing the data
-/// programs the vector with both.
+/// The message devices' registers: for each message vector 16 bytes, see [`registers`].
 pub const DEVICE_WINDOW: u64 = 0xd000_0000;
 /// Its size.
 pub const DEVICE_WINDOW_SIZE: u64 = 0x1000;
 /// Bytes from one vector's registers to the next one's.
 pub const DEVICE_STRIDE: u64 = 0x10;
+
+/// A message vector's registers, 32 bits each.
+pub mod registers {
+    /// The message's address.
+    pub const ADDRESS: u64 = 0x00;
+    /// The message's data. Writing it programs the vector with both.
+    pub const DATA: u64 = 0x04;
+    /// Vector control, as in an MSI-X table (PCI Local Bus 3.0, 6.8.2.9).
+    pub const CONTROL: u64 = 0x08;
+    /// In it: the vector must not send.
+    pub const MASKED: u32 = 1;
+}
 
 /// The local APIC's page.
 pub const APIC: u64 = 0xfee0_0000;
@@ -120,7 +131,7 @@ pub const APIC_IRR: u64 = APIC + 0x200;
 /// The first vector with a handler. Even: a source's two vectors are an even one and the next.
 pub const FIRST_VECTOR: u8 = 0x30;
 /// One past the last vector with a handler.
-pub const END_VECTOR: u8 = 0x60;
+pub const END_VECTOR: u8 = 0xf0;
 /// Wakes a vCPU out of HLT for its mailbox. The lowest priority there is: it does not delay what is tested.
 pub const DOORBELL: u8 = 0x20;
 /// The local APIC's spurious vector.
@@ -138,5 +149,6 @@ pub const fn slot(cpu: usize, parity: u8) -> u64 {
 
 const _: () = assert!(slot(MAX_CPUS, 1) + source::SLOT_SIZE <= SOURCE_SIZE);
 const _: () = assert!(SOURCES + MAX_SOURCES as u64 * SOURCE_SIZE <= MEMORY);
+const _: () = assert!((END_VECTOR - FIRST_VECTOR) as u64 / 2 * DEVICE_STRIDE <= DEVICE_WINDOW_SIZE);
 const _: () = assert!(MAILBOXES + MAX_CPUS as u64 * MAILBOX_SIZE <= STACKS);
 const _: () = assert!(STACKS + MAX_CPUS as u64 * STACK_SIZE <= SOURCES);

@@ -28,15 +28,19 @@ mod source;
 use crate::error::Error;
 use crate::machine::Host;
 use report::Outcome;
-use session::{Backend, LEAST_PATIENCE, Session};
+use session::{Backend, LEAST_PATIENCE, Session, Work};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 /// About two seconds of work on two cores with KVM.
 const DEFAULT_COUNT: u64 = 60_000;
+
+/// Two that wait for the handler and two that do not.
+const DEFAULT_EVENTFDS: usize = 4;
 
 /// Options of `irqfabric run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -44,6 +48,12 @@ pub struct Args {
     /// How many interrupts the devices send in all
     #[arg(long, default_value_t = DEFAULT_COUNT, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
+    /// For how long they send, at full speed, instead of a count
+    #[arg(long, conflicts_with = "count", value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: Option<u64>,
+    /// How many message vectors are signalled through eventfds, besides 12 other sources; at most 86
+    #[arg(long, default_value_t = DEFAULT_EVENTFDS)]
+    vectors: usize,
     /// How many vCPUs the guest has
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=layout::MAX_CPUS as i64))]
     vcpus: u16,
@@ -69,7 +79,7 @@ enum Choice {
     Sim,
 }
 
-/// Runs it. Exit status 0: nothing was lost, doubled or misdelivered; 1: something was, or hung; 130: interrupted.
+/// Runs it. Exit status 0: nothing was lost, doubled, misdelivered or delivered while masked; 1: something was, or hung; 130: interrupted.
 pub fn main(args: &Args) -> Result<ExitCode, Error> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -79,7 +89,8 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     // Short enough to be typed again.
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let session = Session {
-        count: args.count,
+        work: args.seconds.map_or(Work::Count(args.count), |seconds| Work::For(Duration::from_secs(seconds))),
+        eventfds: args.vectors,
         cpus: args.vcpus.into(),
         seed,
         patience: LEAST_PATIENCE,

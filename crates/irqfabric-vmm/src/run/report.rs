@@ -6,10 +6,11 @@ use super::guest::{ApicRegisters, Stopped};
 use super::judge::Verdict;
 use super::layout;
 use super::script::{Done, Place};
-use super::session::Session;
-use super::source::{Device, Pace, Source};
+use super::session::{Session, Work};
+use super::source::{Device, Pace, Path, Source};
 use crate::machine::{ExitKind, Stop};
 use irqfabric::chip::ioapic::PinState;
+use irqfabric::fabric::Stats;
 use irqfabric::hv::Calls;
 use serde::Serialize;
 use std::fmt;
@@ -19,7 +20,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// All signals were sent; nothing was lost, doubled or misdelivered.
+    /// All signals were sent; nothing was lost, doubled, misdelivered or delivered while masked.
     Passed,
     /// Something was, or something hung.
     Failed,
@@ -36,11 +37,14 @@ pub struct Report {
     backend: &'static str,
     vcpus: usize,
     seed: u64,
-    count: u64,
+    vectors: usize,
+    /// What was asked for, if not a time.
+    count: Option<u64>,
     seconds: f64,
     sent_per_second: u64,
     sources: Vec<SourceReport>,
     calls: Calls,
+    fabric: Stats,
     exits: Vec<(String, u64)>,
     #[serde(flatten)]
     done: Done,
@@ -59,12 +63,15 @@ pub struct SourceReport {
     kind: &'static str,
     pace: Pace,
     at: String,
+    path: Path,
     sent: u64,
     #[serde(flatten)]
     verdict: Verdict,
     /// How often the device was served; levels only.
     served: u64,
     resent: u64,
+    /// How often the dispatcher found the eventfd signalled; all other events the kernel took.
+    dispatched: u64,
     p50_ns: u64,
     p99_ns: u64,
 }
@@ -72,10 +79,12 @@ pub struct SourceReport {
 impl SourceReport {
     /// Of a source that has stopped.
     pub fn new(source: &Source, place: Place, device: Device, verdict: Verdict) -> Self {
-        let (kind, at) = match place {
-            Place::EdgePin(pin) => ("edge", format!("pin {pin}")),
-            Place::LevelPin(pin) => ("level", format!("pin {pin}")),
-            Place::Message(vector) => ("msi", format!("msi {vector}")),
+        let path = source.path();
+        let (kind, at) = match (place, path) {
+            (Place::EdgePin(pin), _) => ("edge", format!("pin {pin}")),
+            (Place::LevelPin(pin), _) => ("level", format!("pin {pin}")),
+            (Place::Message(vector), Path::Pin | Path::Message) => ("msi", format!("msi {vector}")),
+            (Place::Message(vector), Path::Dispatcher | Path::Irqfd) => ("eventfd", format!("msi {vector}")),
         };
         let latency = source.latency();
         Self {
@@ -83,10 +92,12 @@ impl SourceReport {
             kind,
             pace: source.pace,
             at,
+            path,
             sent: device.sent,
             verdict,
             served: device.served,
             resent: device.resent,
+            dispatched: source.dispatched(),
             p50_ns: latency.value_at_quantile(0.50),
             p99_ns: latency.value_at_quantile(0.99),
         }
@@ -131,13 +142,15 @@ impl Report {
             backend,
             vcpus: session.cpus,
             seed: session.seed,
-            count: session.count,
+            vectors: session.eventfds,
+            count: if let Work::Count(count) = session.work { Some(count) } else { None },
             seconds,
             sent_per_second: if seconds > 0.0 { (sent as f64 / seconds) as u64 } else { 0 },
             resent: sources.iter().map(|source| source.resent).sum(),
             hung: if outcome == Outcome::Failed { dump(pins, &stopped.apics) } else { Vec::new() },
             sources,
             calls: stopped.calls,
+            fabric: board.fabric.stats(),
             exits,
             done,
             spurious: board.spurious(),
@@ -162,6 +175,7 @@ fn totals(sources: &[SourceReport]) -> Verdict {
         lost: total.lost + source.verdict.lost,
         doubled: total.doubled + source.verdict.doubled,
         misdelivered: total.misdelivered + source.verdict.misdelivered,
+        masked: total.masked + source.verdict.masked,
     })
 }
 
@@ -173,8 +187,9 @@ fn conclude(
     at_rest: bool,
     sent: u64,
 ) -> (Outcome, String) {
-    let Verdict { lost, doubled, misdelivered, .. } = totals(sources);
-    let counts = format!("lost {lost}, doubled {doubled}, misdelivered {misdelivered}");
+    let totals = totals(sources);
+    let Verdict { received: _, lost, doubled, misdelivered, masked } = totals;
+    let counts = format!("lost {lost}, doubled {doubled}, misdelivered {misdelivered}, masked {masked}");
     let sent = grouped(sent);
     match (why, early) {
         (Stop::Finished, None) if sources.iter().any(|source| !source.verdict.is_clean()) => {
@@ -184,7 +199,7 @@ fn conclude(
             (Outcome::Failed, format!("FAILED: {sent} interrupts and no rest after them; {counts}"))
         }
         (Stop::Finished, None) => (Outcome::Passed, format!("passed: {sent} interrupts, {counts}")),
-        (Stop::Finished, Some(Early::Interrupted)) if at_rest && lost + doubled + misdelivered == 0 => {
+        (Stop::Finished, Some(Early::Interrupted)) if at_rest && totals.is_clean() => {
             (Outcome::Interrupted, format!("interrupted after {sent} interrupts; until then {counts}"))
         }
         (Stop::Finished, Some(Early::Interrupted)) => {
@@ -213,53 +228,78 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kvm = self.backend == "kvm";
         let target = if kvm { "KVM" } else { "software local APICs (sim)" };
-        writeln!(f, "{} interrupts to {} vCPUs on {target}, seed {}", grouped(self.count), self.vcpus, self.seed)?;
+        match self.count {
+            Some(count) => write!(f, "{} interrupts", grouped(count))?,
+            None => write!(f, "{:.0} s of interrupts", self.seconds)?,
+        }
+        writeln!(f, " to {} vCPUs on {target}, seed {}", self.vcpus, self.seed)?;
         writeln!(f)?;
         writeln!(
             f,
-            "{:<7} {:<6} {:<6} {:<17} {:>6} {:>6} {:>4} {:>4} {:>4} {:>5} {:>5}",
-            "source", "kind", "at", "path", "sent", "recvd", "lost", "dbl", "mis", "p50", "p99"
+            "{:<10} {:<21} {:>6} {:>6} {:>4} {:>4} {:>4} {:>4} {:>5} {:>5}",
+            "source", "path", "sent", "recvd", "lost", "dbl", "mis", "msk", "p50", "p99"
         )?;
         let last = if kvm { "SIGNAL_MSI" } else { "LAPIC" };
         for source in &self.sources {
-            let SourceReport { name, kind, pace, at, sent, verdict, served: _, resent: _, p50_ns, p99_ns } = source;
-            let Verdict { received, lost, doubled, misdelivered } = verdict;
-            let kind = format!("{kind}{}", if *pace == Pace::Waits { "*" } else { "" });
-            let path = if at.starts_with("pin") { format!("IOAPIC→{last}") } else { last.to_string() };
+            let SourceReport { name, pace, at, path, sent, verdict, p50_ns, p99_ns, .. } = source;
+            let Verdict { received, lost, doubled, misdelivered, masked } = verdict;
+            let name = format!("{name}{}", if *pace == Pace::Waits { "*" } else { "" });
+            let path = match path {
+                Path::Pin => format!("{at}→{last}"),
+                Path::Message => last.to_string(),
+                Path::Dispatcher => format!("dispatcher→{last}"),
+                Path::Irqfd => "irqfd".into(),
+            };
             let (p50, p99) = (short(*p50_ns), short(*p99_ns));
             writeln!(
                 f,
-                "{name:<7} {kind:<6} {at:<6} {path:<17} {sent:>6} {received:>6} {lost:>4} {doubled:>4} \
-                 {misdelivered:>4} {p50:>5} {p99:>5}"
+                "{name:<10} {path:<21} {sent:>6} {received:>6} {lost:>4} {doubled:>4} {misdelivered:>4} {masked:>4} \
+                 {p50:>5} {p99:>5}"
             )?;
         }
         writeln!(f, "* waits for the handler before it signals again; the others coalesce")?;
-        writeln!(f, "dbl doubled, mis misdelivered, p50 and p99 from signal to handler's end")?;
+        writeln!(f, "dbl doubled, mis misdelivered, msk delivered while masked,")?;
+        writeln!(f, "p50 and p99 from signal, or unmask, to handler's end; eventfds by their last path")?;
         writeln!(f)?;
         self.write_calls(f)?;
-        let Done { moves, masks } = self.done;
-        writeln!(f, "{:<14} {moves} moves to another vCPU, {masks} masks", "guest")?;
+        let Done { moves, masks, kept } = self.done;
+        writeln!(
+            f,
+            "{:<14} {moves} moves to another vCPU, {masks} masks; {kept} unmasks found something waiting",
+            "guest"
+        )?;
         writeln!(f, "{:<14} {} dropped at a masked edge pin and sent again", "edges", grouped(self.resent))?;
         writeln!(f, "{:<14} {} spurious handler entries", "levels", grouped(self.spurious))?;
         for line in &self.hung {
             writeln!(f, "{line}")?;
         }
+        writeln!(f, "{:<14} {:.2} s, {} interrupts/s", "time", self.seconds, grouped(self.sent_per_second))?;
         writeln!(f)?;
-        let rate = grouped(self.sent_per_second);
-        writeln!(f, "{}; {:.2} s, {rate}/s", self.verdict, self.seconds)
+        writeln!(f, "{}", self.verdict)
     }
 }
 
 impl Report {
     fn write_calls(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // There is no eventfd here: nothing is attached.
-        let Calls { deliveries, refused, commits, attaches: _, detaches: _ } = self.calls;
+        let Calls { deliveries, refused, commits, attaches, detaches } = self.calls;
         let (delivery, commit) = match self.backend {
             "kvm" => ("KVM_SIGNAL_MSI", "KVM_SET_GSI_ROUTING"),
             _ => ("deliveries", "tables"),
         };
+        let (attaches, detaches) = (grouped(attaches), grouped(detaches));
         writeln!(f, "{:<14} {delivery} {}, nobody took {refused}", "calls", grouped(deliveries))?;
-        writeln!(f, "{:<14} {commit} {}", "", grouped(commits))?;
+        writeln!(f, "{:<14} {commit} {}, irqfds attached {attaches}, detached {detaches}", "", grouped(commits))?;
+        let through_eventfds = self.sources.iter().filter(|source| source.kind == "eventfd");
+        let (signals, dispatched) = through_eventfds
+            .fold((0, 0), |(signals, dispatched), source| (signals + source.sent, dispatched + source.dispatched));
+        let Stats { wakeups, promotions, .. } = self.fabric;
+        let (signals, dispatched, wakeups) = (grouped(signals), grouped(dispatched), grouped(wakeups));
+        writeln!(
+            f,
+            "{:<14} {signals} signals; the dispatcher woke {wakeups} times, read {dispatched} events",
+            "eventfds"
+        )?;
+        writeln!(f, "{:<14} {} promotions to an irqfd", "", grouped(promotions))?;
         if !self.exits.is_empty() {
             let runs: u64 = self.exits.iter().map(|(_, count)| count).sum();
             writeln!(f, "{:<14} KVM_RUN {}: exits", "", grouped(runs))?;

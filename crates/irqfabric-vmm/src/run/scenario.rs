@@ -1,4 +1,5 @@
-//! Who signals what: four edge lines, two level lines with two devices each, four message vectors.
+//! Who signals what: four edge lines, two level lines with two devices each, four message vectors, and some more
+//! by their eventfds.
 //!
 //! Of each kind half of the sources wait for the handler. The interrupts start spread over the vCPUs, each with two
 //! vectors of its own.
@@ -6,15 +7,23 @@
 use super::layout;
 use super::memory::GuestMemory;
 use super::script::{Binding, Place};
+use super::session::Work;
 use super::source::{Pace, Plan, Source, Sources, Wire};
-use irqfabric::fabric::{Fabric, GsiError, MsiVectors};
+use crate::error::Error;
+use irqfabric::fabric::{Fabric, MsiVectors};
 use irqfabric::msg::RequesterId;
 
 const EDGE_PINS: [u8; 4] = [3, 4, 5, 6];
 const LEVEL_PINS: [u8; 2] = [16, 17];
 const MESSAGES: u8 = 4;
 /// Two devices share a level line.
-const SOURCES: u64 = 12;
+const OTHER_SOURCES: usize = EDGE_PINS.len() + 2 * LEVEL_PINS.len() + MESSAGES as usize;
+const OTHER_INTERRUPTS: usize = EDGE_PINS.len() + LEVEL_PINS.len() + MESSAGES as usize;
+
+/// The most sources with eventfds: each takes two of the guest's vectors.
+pub const MOST_EVENTFDS: usize = (layout::END_VECTOR - layout::FIRST_VECTOR) as usize / 2 - OTHER_INTERRUPTS;
+
+const _: () = assert!(OTHER_SOURCES + MOST_EVENTFDS <= layout::MAX_SOURCES);
 
 /// Everything that there is to run.
 pub struct Scenario {
@@ -27,10 +36,18 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Of `count` signals in all.
-    pub fn new(fabric: &Fabric, memory: &GuestMemory, cpus: usize, count: u64) -> Result<Self, GsiError> {
-        let messages = fabric.msi_vectors(RequesterId::new(0, 3, 0), MESSAGES.into());
-        let mut scenario = Builder { memory, cpus, count, sources: Vec::new(), bindings: Vec::new() };
+    /// With so many sources that signal by eventfds.
+    pub fn new(fabric: &Fabric, memory: &GuestMemory, cpus: usize, eventfds: usize, work: Work) -> Result<Self, Error> {
+        if eventfds > MOST_EVENTFDS {
+            let (first, last) = (layout::FIRST_VECTOR, layout::END_VECTOR - 1);
+            return Err(Error::Options(format!(
+                "{eventfds} vectors with eventfds are more than the {MOST_EVENTFDS} that a guest with interrupt vectors \
+                 {first:#x} to {last:#x}, two for each source, has room for"
+            )));
+        }
+        let messages = fabric.msi_vectors(RequesterId::new(0, 3, 0), usize::from(MESSAGES) + eventfds);
+        let all = OTHER_SOURCES + eventfds;
+        let mut scenario = Builder { memory, cpus, work, all, sources: Vec::new(), bindings: Vec::new() };
         for (number, pin) in EDGE_PINS.into_iter().enumerate() {
             let wire = Wire::Edge(fabric.line(pin.into())?.source(format!("edge{number}")));
             scenario.add(Place::EdgePin(pin), vec![("edge", wire)]);
@@ -40,9 +57,15 @@ impl Scenario {
             let device = |side| ("level", Wire::Level(line.source(format!("pin {pin} {side}"))));
             scenario.add(Place::LevelPin(pin), vec![device("a"), device("b")]);
         }
-        for number in 0..MESSAGES {
-            let wire = Wire::Message(messages[usize::from(number)].clone());
-            scenario.add(Place::Message(number), vec![("msi", wire)]);
+        for (number, vector) in (0..).zip(messages.iter()) {
+            let vector = vector.clone();
+            let (kind, wire) = if number < MESSAGES {
+                ("msi", Wire::Message(vector))
+            } else {
+                vector.eventfd().map_err(|source| Error::Host { what: "get an eventfd for each vector", source })?;
+                ("eventfd", Wire::Eventfd(vector))
+            };
+            scenario.add(Place::Message(number), vec![(kind, wire)]);
         }
         let Builder { sources, bindings, .. } = scenario;
         Ok(Self { sources: sources.into(), bindings, messages })
@@ -62,7 +85,9 @@ impl Scenario {
 struct Builder<'a> {
     memory: &'a GuestMemory,
     cpus: usize,
-    count: u64,
+    work: Work,
+    /// How many sources there will be.
+    all: usize,
     sources: Vec<Source>,
     bindings: Vec<Binding>,
 }
@@ -72,7 +97,10 @@ impl Builder<'_> {
         let first = self.sources.len();
         for (kind, wire) in wires {
             let index = self.sources.len();
-            let share = self.count / SOURCES + u64::from((index as u64) < self.count % SOURCES);
+            let share = match self.work {
+                Work::Count(count) => count / self.all as u64 + u64::from((index as u64) < count % self.all as u64),
+                Work::For(_) => u64::MAX,
+            };
             let number = self.sources.iter().filter(|source| source.name.starts_with(kind)).count();
             let pace = if number % 2 == 0 { Pace::Waits } else { Pace::Free };
             let plan = Plan { name: format!("{kind}{number}"), pace };

@@ -2,13 +2,17 @@
 //!
 //! It sets up the local APICs, the redirection entries and the message registers, and then keeps choosing an interrupt
 //! and masks it for a moment or moves it to another vCPU. Every access is the guest's own: it is posted to a vCPU. The
-//! order of accesses is that of a careful driver (Linux `arch/x86/kernel/apic/io_apic.c`): a vector is changed
+//! order of accesses is that of a careful driver (Linux `arch/x86/kernel/apic/io_apic.c`): a pin's vector is changed
 //! behind the mask, and that of a level only when its remote IRR is clear, since the EOI finds the entry by its vector.
+//! A message is changed behind the mask or, every other time, without.
+//!
+//! Behind a mask nothing may be delivered: what the handlers have seen is noted once everything from before is handled, and
+//! looked at again right before the unmask.
 
 use super::board::{Board, Operation, RunFailed};
 use super::control::Early;
 use super::judge::{Epochs, Slot};
-use super::layout;
+use super::layout::{self, registers};
 use irqfabric::fabric::IOAPIC_ADDRESS;
 use std::time::{Duration, Instant};
 
@@ -49,6 +53,8 @@ pub struct Done {
     pub moves: u64,
     /// Masks, each with its unmask, those of moves not counted.
     pub masks: u64,
+    /// Unmasks, those of moves included, that found something waiting.
+    pub kept: u64,
 }
 
 /// The script.
@@ -136,10 +142,13 @@ impl<'a> Script<'a> {
     /// Does one thing, to one interrupt.
     pub fn step(&mut self) -> Result<(), RunFailed> {
         let index = self.random.usize(..self.bindings.len());
-        match self.bindings[index].place {
-            Place::EdgePin(pin) | Place::LevelPin(pin) if self.random.bool() => self.mask_for_a_moment(index, pin),
-            _ => self.move_away(index),
-        }
+        if self.random.bool() { self.mask_for_a_moment(index) } else { self.move_away(index) }
+    }
+
+    /// Between two steps. The more interrupts there are the shorter: each has its turn about as often.
+    pub fn breathe(&mut self) {
+        let interrupts = self.bindings.len() as u64;
+        self.pause(1_400 / interrupts, 14_000 / interrupts);
     }
 
     /// All sources have stopped: waits until every handler is through, or for `most`. Returns whether they are.
@@ -162,60 +171,98 @@ impl<'a> Script<'a> {
 
     // The two things that a guest does to an interrupt in use.
 
-    fn mask_for_a_moment(&mut self, index: usize, pin: u8) -> Result<(), RunFailed> {
-        let binding = &self.bindings[index];
-        let entry = binding.entry(binding.at);
-        self.write_entry(pin, entry | RTE_MASKED)?;
-        self.wait_until_quiet(index)?;
+    fn mask_for_a_moment(&mut self, index: usize) -> Result<(), RunFailed> {
+        let at = self.bindings[index].at;
+        self.mask(index)?;
         self.pause(50, 300);
-        self.unmask(index, pin, entry)?;
+        self.unmask(index, &[at])?;
         self.done.masks += 1;
         Ok(())
     }
 
     fn move_away(&mut self, index: usize) -> Result<(), RunFailed> {
+        let board = self.board;
         let binding = &mut self.bindings[index];
-        let (old, cpus) = (binding.at, self.board.cpus());
+        let (old, cpus) = (binding.at, board.cpus());
         let changes_vector = binding.moves % 2 == 1;
         let new = ((old.0 + self.random.usize(1..cpus)) % cpus, old.1 ^ u8::from(changes_vector));
-        let entry = binding.entry(new);
         for (source, epochs) in &mut binding.sources {
-            epochs.begin(new, self.board.sources[*source].seen_in(new));
+            epochs.begin(new, board.sources[*source].seen_in(new));
         }
-        match binding.place {
-            Place::Message(vector) => self.write_message(vector, new.0, entry)?,
-            // One register, one write: no mask is needed, and an interrupt in service does not mind.
-            Place::EdgePin(pin) | Place::LevelPin(pin) if !changes_vector => self.write_destination(pin, new.0)?,
-            Place::EdgePin(pin) | Place::LevelPin(pin) => {
-                let old_entry = binding.entry(old);
-                self.write_entry(pin, old_entry | RTE_MASKED)?;
-                self.wait_for_end_of_interrupt(pin)?;
-                self.write_destination(pin, new.0)?;
-                self.write_entry(pin, entry | RTE_MASKED)?;
-            }
+        let behind_mask = match binding.place {
+            // Without: one register, one write, and an interrupt in service does not mind.
+            Place::EdgePin(_) | Place::LevelPin(_) => changes_vector,
+            // Without: address and data take effect together.
+            Place::Message(_) => self.random.bool(),
+        };
+        if behind_mask {
+            self.mask(index)?;
         }
-        self.wait_until_quiet(index)?;
-        if let (true, Place::EdgePin(pin) | Place::LevelPin(pin)) = (changes_vector, self.bindings[index].place) {
-            self.unmask(index, pin, entry)?;
+        self.program(index, new, changes_vector)?;
+        if !behind_mask {
+            self.wait_until_quiet(index, &[old])?;
         }
         let binding = &mut self.bindings[index];
         for (source, epochs) in &mut binding.sources {
-            epochs.end(old, self.board.sources[*source].device().sent);
+            epochs.end(old, board.sources[*source].device().sent);
         }
         binding.at = new;
         binding.moves += 1;
+        if behind_mask {
+            self.pause(0, 100);
+            self.unmask(index, &[old, new])?;
+        }
         self.done.moves += 1;
         Ok(())
     }
 
-    /// Edges that came meanwhile were dropped, as the data sheet says: the driver polls its device, which signals again.
-    /// A level is still there and needs no help.
-    fn unmask(&mut self, index: usize, pin: u8, entry: u32) -> Result<(), RunFailed> {
-        let board = self.board;
-        let sources: Vec<_> = self.bindings[index].sources.iter().map(|(source, _)| &board.sources[*source]).collect();
-        sources.iter().for_each(|source| source.restart_clock());
+    /// Has the interrupt go to another place.
+    fn program(&mut self, index: usize, new: Slot, changes_vector: bool) -> Result<(), RunFailed> {
+        let entry = self.bindings[index].entry(new);
         match self.bindings[index].place {
-            Place::EdgePin(_) => {
+            Place::Message(vector) => self.write_message(vector, new.0, entry),
+            Place::EdgePin(pin) | Place::LevelPin(pin) => {
+                self.write_destination(pin, new.0)?;
+                if changes_vector { self.write_entry(pin, entry | RTE_MASKED) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// On return nothing is under way any more.
+    fn mask(&mut self, index: usize) -> Result<(), RunFailed> {
+        let binding = &self.bindings[index];
+        let (at, entry) = (binding.at, binding.entry(binding.at));
+        match binding.place {
+            Place::Message(vector) => self.write_register(vector, registers::CONTROL, registers::MASKED)?,
+            Place::EdgePin(pin) | Place::LevelPin(pin) => {
+                self.write_entry(pin, entry | RTE_MASKED)?;
+                self.wait_for_end_of_interrupt(pin)?;
+            }
+        }
+        self.wait_until_quiet(index, &[at])?;
+        let board = self.board;
+        for (source, epochs) in &mut self.bindings[index].sources {
+            epochs.mask(board.sources[*source].slots());
+        }
+        Ok(())
+    }
+
+    /// Nothing has come in `slots` behind the mask. Edges that came meanwhile were dropped, as the data sheet says: the driver
+    /// polls its device, which signals again. Messages and levels are still there and need no help.
+    fn unmask(&mut self, index: usize, slots: &[Slot]) -> Result<(), RunFailed> {
+        // What was delivered though it must not be has been handled now.
+        self.wait_until_quiet(index, slots)?;
+        let board = self.board;
+        let binding = &mut self.bindings[index];
+        for (source, epochs) in &mut binding.sources {
+            epochs.unmask(board.sources[*source].slots());
+        }
+        let entry = binding.entry(binding.at);
+        let sources: Vec<_> = binding.sources.iter().map(|(source, _)| &board.sources[*source]).collect();
+        sources.iter().for_each(|source| source.restart_clock());
+        self.done.kept += u64::from(sources.iter().any(|source| source.newest_seen() < source.device().sent));
+        match binding.place {
+            Place::EdgePin(pin) => {
                 // Nobody signals between the unmask and the look at what was seen. No handler needs these locks: it is
                 // an edge, which is not served.
                 let mut devices: Vec<_> = sources.iter().map(|source| (source.device(), *source)).collect();
@@ -227,20 +274,21 @@ impl<'a> Script<'a> {
                 }
                 Ok(())
             }
-            Place::LevelPin(_) | Place::Message(_) => self.write_entry(pin, entry),
+            Place::LevelPin(pin) => self.write_entry(pin, entry),
+            Place::Message(vector) => self.write_register(vector, registers::CONTROL, 0),
         }
     }
 
     // Waiting, by what the guest can see.
 
-    /// The interrupt's vector is neither pending nor in service where it goes to, as far as the binding knows: in a
-    /// move that is the old side.
-    fn wait_until_quiet(&mut self, index: usize) -> Result<(), RunFailed> {
-        let binding = &self.bindings[index];
-        let (cpu, vector) = (binding.at.0, binding.vector_at(binding.at));
-        let mut patient = Patient::new(self.board.control.patience());
-        while !self.is_quiet(cpu, &[vector])? {
-            self.wait_a_little(&mut patient, || format!("vector {vector:#x} is not ended on vCPU {cpu}"))?;
+    /// The interrupt's vectors are neither pending nor in service in these slots.
+    fn wait_until_quiet(&mut self, index: usize, slots: &[Slot]) -> Result<(), RunFailed> {
+        for &slot in slots {
+            let (cpu, vector) = (slot.0, self.bindings[index].vector_at(slot));
+            let mut patient = Patient::new(self.board.control.patience());
+            while !self.is_quiet(cpu, &[vector])? {
+                self.wait_a_little(&mut patient, || format!("vector {vector:#x} is not ended on vCPU {cpu}"))?;
+            }
         }
         Ok(())
     }
@@ -307,10 +355,13 @@ impl<'a> Script<'a> {
     }
 
     fn write_message(&mut self, vector: u8, cpu: usize, data: u32) -> Result<(), RunFailed> {
-        let registers = layout::DEVICE_WINDOW + u64::from(vector) * layout::DEVICE_STRIDE;
+        self.write_register(vector, registers::ADDRESS, layout::message_address(cpu))?;
+        self.write_register(vector, registers::DATA, data)
+    }
+
+    fn write_register(&mut self, vector: u8, register: u64, value: u32) -> Result<(), RunFailed> {
         let by = self.any_cpu();
-        self.write(by, registers, layout::message_address(cpu))?;
-        self.write(by, registers + 4, data)
+        self.write(by, layout::DEVICE_WINDOW + u64::from(vector) * layout::DEVICE_STRIDE + register, value)
     }
 
     fn any_cpu(&mut self) -> usize {

@@ -36,8 +36,10 @@ const SHORT: Duration = Duration::from_secs(1);
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
 pub struct Session<'a> {
-    /// Signals in all.
-    pub count: u64,
+    /// How much.
+    pub work: Work,
+    /// Sources that signal by eventfds.
+    pub eventfds: usize,
     /// vCPUs, 2 or more.
     pub cpus: usize,
     /// For everything random.
@@ -46,6 +48,15 @@ pub struct Session<'a> {
     pub patience: Duration,
     /// Set when the user has had enough.
     pub interrupted: &'a AtomicBool,
+}
+
+/// How much there is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// So many signals in all.
+    Count(u64),
+    /// As many as can be sent in that time.
+    For(Duration),
 }
 
 /// Where the interrupts go.
@@ -99,7 +110,7 @@ impl Session<'_> {
         fabric: Fabric,
         stop: StopSwitch,
     ) -> Result<(Arc<Board>, Vec<Binding>), Error> {
-        let scenario = Scenario::new(&fabric, &memory, self.cpus, self.count)?;
+        let scenario = Scenario::new(&fabric, &memory, self.cpus, self.eventfds, self.work)?;
         let attached = scenario.attached();
         let control = Control::new(stop, FIRST_PATIENCE);
         let Scenario { sources, bindings, messages } = scenario;
@@ -171,9 +182,16 @@ impl Session<'_> {
                 control.end(Early::Interrupted);
             }
             script.step()?;
-            script.pause(100, 1000);
-            if begun.elapsed() > SHORT && super::is_watched() {
-                bar.get_or_insert_with(|| progress_bar(self.count)).set_position(sent());
+            script.breathe();
+            let elapsed = begun.elapsed();
+            if let Work::For(duration) = self.work
+                && elapsed >= duration
+            {
+                control.enough();
+            }
+            if elapsed > SHORT && super::is_watched() {
+                let done = if matches!(self.work, Work::Count(_)) { sent() } else { elapsed.as_secs() };
+                bar.get_or_insert_with(|| progress_bar(self.work)).set_position(done);
             }
         }
         if let Some(bar) = bar {
@@ -211,9 +229,13 @@ impl Session<'_> {
     }
 }
 
-fn progress_bar(count: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {human_pos} of {human_len} interrupts, {eta} left");
-    ProgressBar::new(count).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+fn progress_bar(work: Work) -> ProgressBar {
+    let (all, template) = match work {
+        Work::Count(count) => (count, "{bar:40} {human_pos} of {human_len} interrupts, {eta} left"),
+        Work::For(duration) => (duration.as_secs(), "{bar:40} {pos} of {len} s"),
+    };
+    let style = ProgressStyle::with_template(template);
+    ProgressBar::new(all).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 #[cfg(test)]
@@ -228,13 +250,20 @@ mod tests {
     static NEVER: AtomicBool = AtomicBool::new(false);
 
     fn session(seed: u64) -> Session<'static> {
-        Session { count: 2_000, cpus: 2, seed, patience: Duration::from_secs(5), interrupted: &NEVER }
+        Session {
+            work: Work::Count(2_000),
+            eventfds: 4,
+            cpus: 2,
+            seed,
+            patience: Duration::from_secs(5),
+            interrupted: &NEVER,
+        }
     }
 
     /// Does something to every 97th interrupt that is not a doorbell.
     struct Faulty<F>(Arc<Sim>, AtomicU64, F);
 
-    impl<F: Fn(&Sim, &Interrupt) + Send + Sync> Hypervisor for Faulty<F> {
+    impl<F: Fn(&Arc<Sim>, &Interrupt) + Send + Sync> Hypervisor for Faulty<F> {
         fn start(&self, pins: u32) -> Result<Capacity, HvError> {
             self.0.start(pins)
         }
@@ -253,7 +282,7 @@ mod tests {
         }
     }
 
-    fn with_fault(fault: impl Fn(&Sim, &Interrupt) + Send + Sync + 'static) -> Report {
+    fn with_fault(fault: impl Fn(&Arc<Sim>, &Interrupt) + Send + Sync + 'static) -> Report {
         let session = Session { patience: Duration::from_millis(500), ..session(1) };
         session.run_sim(|sim| Faulty(sim, AtomicU64::new(0), fault)).unwrap()
     }
@@ -274,14 +303,14 @@ mod tests {
 
     #[test]
     fn a_run_with_fewer_interrupts_than_sources_passes() {
-        let report = Session { count: 1, ..session(1) }.run(Backend::Sim).unwrap();
+        let report = Session { work: Work::Count(1), ..session(1) }.run(Backend::Sim).unwrap();
         assert_eq!(report.outcome, Outcome::Passed, "{report}");
     }
 
     #[test]
     fn an_interrupted_run_ends_in_order_and_says_so() {
         let interrupted = AtomicBool::new(true);
-        let session = Session { count: u64::MAX, interrupted: &interrupted, ..session(1) };
+        let session = Session { work: Work::Count(u64::MAX), interrupted: &interrupted, ..session(1) };
         let report = session.run(Backend::Sim).unwrap();
         assert_eq!(report.outcome, Outcome::Interrupted, "{report}");
     }
@@ -315,12 +344,46 @@ mod tests {
     }
 
     #[test]
+    fn a_backend_that_delivers_behind_a_mask_is_found_out() {
+        let report = with_fault(|sim, interrupt| {
+            sim.deliver(interrupt).unwrap();
+            // An echo that no mask reaches, as of an irqfd that was left attached.
+            let (sim, interrupt) = (Arc::downgrade(sim), *interrupt);
+            std::thread::spawn(move || {
+                while let Some(sim) = sim.upgrade() {
+                    sim.deliver(&interrupt).unwrap();
+                    drop(sim);
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+            });
+        });
+        assert_eq!(report.outcome, Outcome::Failed, "{report}");
+        assert!(report.totals().masked > 0, "{report}");
+    }
+
+    #[test]
+    fn a_run_by_time_ends_and_passes() {
+        let work = Work::For(Duration::from_millis(300));
+        let report = Session { work, eventfds: 20, ..session(1) }.run(Backend::Sim).unwrap();
+        assert_eq!(report.outcome, Outcome::Passed, "{report}");
+    }
+
+    #[test]
+    fn as_many_eventfds_as_there_are_vectors_for_and_no_more() {
+        let most = super::super::scenario::MOST_EVENTFDS;
+        let report = Session { eventfds: most, ..session(1) }.run(Backend::Sim).unwrap();
+        assert_eq!(report.outcome, Outcome::Passed, "{report}");
+        let refused = Session { eventfds: most + 1, ..session(1) }.run(Backend::Sim).unwrap_err();
+        assert!(refused.to_string().contains(&format!("more than the {most}")), "{refused}");
+    }
+
+    #[test]
     fn the_table_fits_a_terminal_and_json_is_one_object() {
         let report = session(1).run(Backend::Sim).unwrap();
         let table = report.to_string();
         assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
         let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
         assert_eq!(json["outcome"], "passed");
-        assert_eq!(json["sources"].as_array().unwrap().len(), 12);
+        assert_eq!(json["sources"].as_array().unwrap().len(), 16);
     }
 }

@@ -27,6 +27,22 @@ pub enum Wire {
     Level(LineSource),
     /// A message vector.
     Message(MsiVector),
+    /// A message vector, by its eventfd.
+    Eventfd(MsiVector),
+}
+
+/// Which way a source's signals go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Path {
+    /// By an IOAPIC pin.
+    Pin,
+    /// Straight to a local APIC.
+    Message,
+    /// By the fabric's dispatcher, which listens to the eventfd.
+    Dispatcher,
+    /// By the kernel alone.
+    Irqfd,
 }
 
 /// When a source signals again.
@@ -94,14 +110,17 @@ pub struct Progress {
     /// What they have sent.
     sent: AtomicU64,
     /// What they are to send.
-    total: u64,
+    total: u128,
+    /// How long one that is ahead sleeps at least, in microseconds: the more there are, the longer.
+    nap: u64,
 }
 
 impl Progress {
     /// Nothing has been sent yet.
     pub fn new(sources: &[Source]) -> Self {
         let waiting = sources.iter().filter(|source| source.pace == Pace::Waits);
-        Self { sent: AtomicU64::new(0), total: waiting.map(|source| source.share).sum() }
+        let total = waiting.map(|source| u128::from(source.share)).sum();
+        Self { sent: AtomicU64::new(0), total, nap: 4 * sources.len() as u64 }
     }
 }
 
@@ -138,6 +157,24 @@ impl Source {
         matches!(self.wire, Wire::Level(_))
     }
 
+    /// Which way it signals at the moment.
+    pub fn path(&self) -> Path {
+        match &self.wire {
+            Wire::Edge(_) | Wire::Level(_) => Path::Pin,
+            Wire::Message(_) => Path::Message,
+            Wire::Eventfd(vector) if vector.is_hot() => Path::Irqfd,
+            Wire::Eventfd(_) => Path::Dispatcher,
+        }
+    }
+
+    /// How often the dispatcher found its eventfd signalled.
+    pub fn dispatched(&self) -> u64 {
+        match &self.wire {
+            Wire::Eventfd(vector) => vector.stats().signalled,
+            _ => 0,
+        }
+    }
+
     /// The device as it is now. While the guard lives it neither signals nor is served.
     pub fn device(&self) -> MutexGuard<'_, Device> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
@@ -170,10 +207,11 @@ impl Source {
             if own >= self.share {
                 return;
             }
-            let (sent, total) = (u128::from(progress.sent.load(Relaxed)), u128::from(progress.total));
+            let (sent, total) = (u128::from(progress.sent.load(Relaxed)), progress.total);
+            // Both counts are far below 2^60: nobody has the time for more.
             let ahead = sent < total && u128::from(own) * total > sent * u128::from(self.share);
             if ahead {
-                std::thread::sleep(Duration::from_micros(random.u64(50..250)));
+                std::thread::sleep(Duration::from_micros(random.u64(progress.nap..5 * progress.nap)));
                 continue;
             }
             for _ in 0..random.u32(1..=8) {
@@ -202,6 +240,8 @@ impl Source {
                 line.raise();
             }
             Wire::Message(vector) => vector.signal(),
+            // As vhost would: a write, and nothing of the fabric's. It was made before the first signal.
+            Wire::Eventfd(vector) => drop(vector.eventfd().and_then(|eventfd| eventfd.write(1))),
         }
     }
 
