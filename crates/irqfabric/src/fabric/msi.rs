@@ -86,12 +86,6 @@ impl MsiVector {
         Ok(eventfd)
     }
 
-    /// Whether the kernel delivers the eventfd's events by itself at the moment. Right and fast enough without: this is for
-    /// reports.
-    pub fn is_hot(&self) -> bool {
-        self.0.is_hot()
-    }
-
     /// What came of it so far. What the kernel delivers for a hot eventfd is not in it: nobody but the kernel knows.
     pub fn stats(&self) -> VectorStats {
         self.0.stats()
