@@ -471,7 +471,7 @@ fn the_report_counts_by_line_and_source() {
         fabric.end_of_interrupt(0x41);
     }
     let stats = fabric.stats();
-    assert_eq!((stats.commits, stats.lines.len(), stats.lines[0].gsi), (1, 1, 10));
+    assert_eq!((stats.commits, stats.entry_writes, stats.lines.len(), stats.lines[0].gsi), (1, 2, 1, 10));
     assert_eq!(stats.lines[0].sources.iter().map(|source| source.raised).collect::<Vec<_>>(), [3, 0]);
     assert_eq!((stats.lines[0].pin.delivered, stats.lines[0].pin.ended), (3, 3));
 }

@@ -2,7 +2,7 @@
 //!
 //! ```json
 //! { "stopped": "the guest powered off", "irqchip": "split", "path": "KVM_SIGNAL_MSI", "apic_ids": [0, 1],
-//!   "seconds": 4.2, "commits": 3,
+//!   "seconds": 4.2, "commits": 3, "entry_writes": 120,
 //!   "lines": [ { "gsi": 5, "name": "disk0", "raised": 61, "delivered": 61, "refused": 0, "ended": 61 } ],
 //!   "vectors": [ { "device": "disk1", "vector": 1, "signalled": 61, "delivered": 61, "hot": false } ],
 //!   "promotions": 0, "wakeups": 0,
@@ -42,6 +42,7 @@ pub struct Report {
     apic_ids: Vec<u32>,
     seconds: f64,
     commits: u64,
+    entry_writes: u64,
     lines: Vec<Source>,
     vectors: Vec<Vector>,
     promotions: u64,
@@ -112,6 +113,7 @@ impl Report {
             apic_ids: apic_ids.to_vec(),
             seconds: stopped.ran.as_secs_f64(),
             commits: stats.commits,
+            entry_writes: stats.entry_writes,
             lines: stats.lines.iter().flat_map(|line| sources(line, irqchip)).collect(),
             vectors: vectors.iter().flat_map(vectors_of).collect(),
             promotions: stats.promotions,
@@ -150,8 +152,11 @@ impl Target {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { stopped, path, seconds, commits, .. } = self;
+        let Self { stopped, path, seconds, commits, entry_writes, .. } = self;
         writeln!(f, "\nirqfabric: {stopped} after {seconds:.1} s; {commits} table commits")?;
+        if *entry_writes > 0 {
+            writeln!(f, "{:>7}one at each write to a redirection entry would be {entry_writes}", "")?;
+        }
         writeln!(
             f,
             "{:>5}  {:<28}{:>11}{:>11}{:>9}{:>11}",

@@ -35,6 +35,7 @@ pub(crate) struct IoapicPort {
 
 struct State {
     chip: Ioapic,
+    entry_writes: u64,
     pins: Box<[PinPort]>,
 }
 
@@ -87,7 +88,7 @@ impl Pin for IoapicPin {
 impl IoapicPort {
     pub(crate) fn new(core: Arc<Core>, first_gsi: u32, chip: Ioapic) -> Self {
         let pins = (0..chip.pins()).map(|_| PinPort::default()).collect();
-        Self { core, first_gsi, state: Mutex::new(State { chip, pins }) }
+        Self { core, first_gsi, state: Mutex::new(State { chip, entry_writes: 0, pins }) }
     }
 
     /// Parks the routes of interrupts in service: what a restored chip needs before its guest runs. The answer is
@@ -130,6 +131,7 @@ impl IoapicPort {
         let written = session.state.chip.write(offset, data);
         session.state.count_ended(written.ended);
         if let Some(pin) = written.entry {
+            session.state.entry_writes += 1;
             if session.state.unpark_edge(pin) {
                 self.core.table.release(self.gsi(pin));
             }
@@ -148,6 +150,10 @@ impl IoapicPort {
 
     pub(crate) fn save(&self) -> crate::chip::ioapic::IoapicState {
         self.state.lock().chip.save()
+    }
+
+    pub(crate) fn entry_writes(&self) -> u64 {
+        self.state.lock().entry_writes
     }
 
     pub(crate) fn stats(&self, pin: u8) -> PinStats {

@@ -237,6 +237,7 @@ impl Fabric {
         Stats {
             lines: lines.collect(),
             commits: self.0.core.table.commits(),
+            entry_writes: self.0.ioapics.iter().map(|ioapic| ioapic.port.entry_writes()).sum(),
             memory_writes: memory_writes.load(Relaxed),
             dropped: dropped.load(Relaxed),
             blocked: blocked.load(Relaxed),

@@ -44,6 +44,8 @@ pub struct Stats {
     pub lines: Vec<LineStats>,
     /// Routing tables that were published.
     pub commits: u64,
+    /// Writes to halves of redirection entries: as many commits as publishing at each of them would take.
+    pub entry_writes: u64,
     /// Messages outside the interrupt window, performed as writes to memory.
     pub memory_writes: u64,
     /// Messages that were neither an interrupt nor a write to memory.
