@@ -1,11 +1,11 @@
 //! The test guest's program, assembled for 64-bit mode.
 //!
-//! Every vCPU switches its local APIC on and runs the same loop: take an operation from the mailbox, perform it with interrupts enabled, say so;
-//! with an empty mailbox halt. One handler serves all test vectors. It knows nothing of the scenario: what
-//! a vector means stands in a table in memory.
+//! Every vCPU switches its local APIC on and halts: all the rest is done in interrupt handlers, which do not nest. The doorbell's
+//! takes an operation from the mailbox, performs it and says so. One handler serves all test vectors. It knows nothing of
+//! the scenario: what a vector means stands in a table in memory.
 //!
-//! Registers for good: RBX the vCPU's mailbox, RDI the offset of its slots in a source's page, R11 its number. The rest
-//! is the loop's, and the handler gives back what it borrows.
+//! Registers for good: RBX the vCPU's mailbox, RDI the offset of its slots in a source's page, R11 its number. A handler gives
+//! back what it borrows.
 
 use super::layout::{self, mailbox, source};
 use iced_x86::code_asm::*;
@@ -25,13 +25,18 @@ pub struct GuestCode {
 pub fn assemble() -> Result<GuestCode, IcedError> {
     let mut a = CodeAssembler::new(64)?;
     // Without its local APIC a vCPU would never wake from its first HLT. What was posted before this, with a doorbell that
-    // nobody heard, it finds when it looks into the mailbox for the first time.
+    // nobody heard, is performed right away.
     a.mov(edx, layout::APIC_SPURIOUS as u32)?;
     a.mov(eax, layout::APIC_ENABLE)?;
     a.mov(dword_ptr(rdx), eax)?;
+    let mut perform = a.create_label();
+    a.call(perform)?;
     a.sti()?;
-    let mut idle = Idle { begin: a.create_label(), halt: a.create_label() };
-    main_loop(&mut a, &mut idle)?;
+    let idle = label_here(&mut a)?;
+    a.hlt()?;
+    a.jmp(idle)?;
+    a.set_label(&mut perform)?;
+    perform_posted(&mut a)?;
 
     let mut labels = Vec::new();
     for exception in 0..32u8 {
@@ -45,10 +50,10 @@ pub fn assemble() -> Result<GuestCode, IcedError> {
         a.jmp(common)?;
     }
     a.set_label(&mut common)?;
-    handler(&mut a, &idle)?;
+    handler(&mut a)?;
 
     labels.push((layout::DOORBELL, label_here(&mut a)?));
-    doorbell(&mut a, &idle)?;
+    doorbell(&mut a, perform)?;
     // A spurious interrupt has no in-service bit and gets no EOI (SDM vol. 3A, 11.9).
     labels.push((layout::SPURIOUS, label_here(&mut a)?));
     a.iretq()?;
@@ -62,29 +67,18 @@ pub fn assemble() -> Result<GuestCode, IcedError> {
     })
 }
 
-/// The part of the main loop that must not be interrupted without beginning again.
-struct Idle {
-    begin: CodeLabel,
-    halt: CodeLabel,
-}
-
 fn label_here(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
     let mut label = a.create_label();
     a.set_label(&mut label)?;
     Ok(label)
 }
 
-fn main_loop(a: &mut CodeAssembler, idle: &mut Idle) -> Result<(), IcedError> {
-    let (mut work, mut write, mut done) = (a.create_label(), a.create_label(), a.create_label());
-    a.set_label(&mut idle.begin)?;
+/// A subroutine: performs the operation in the mailbox, if there is one. Changes RAX and RDX.
+fn perform_posted(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let (mut write, mut done, mut tell) = (a.create_label(), a.create_label(), a.create_label());
     a.mov(rax, qword_ptr(rbx + mailbox::POSTED))?;
     a.cmp(rax, qword_ptr(rbx + mailbox::DONE))?;
-    a.jne(work)?;
-    a.set_label(&mut idle.halt)?;
-    a.hlt()?;
-    a.jmp(idle.begin)?;
-
-    a.set_label(&mut work)?;
+    a.je(tell)?;
     a.mov(rdx, qword_ptr(rbx + mailbox::ADDRESS))?;
     a.cmp(dword_ptr(rbx + mailbox::OPERATION), mailbox::WRITE)?;
     a.je(write)?;
@@ -97,13 +91,14 @@ fn main_loop(a: &mut CodeAssembler, idle: &mut Idle) -> Result<(), IcedError> {
     a.set_label(&mut done)?;
     a.mov(rax, qword_ptr(rbx + mailbox::POSTED))?;
     a.mov(qword_ptr(rbx + mailbox::DONE), rax)?;
+    a.set_label(&mut tell)?;
     a.mov(eax, r11d)?;
     a.out(u32::from(layout::DONE_PORT), eax)?;
-    a.jmp(idle.begin)
+    a.ret()
 }
 
 /// The handler of every test vector, entered with the vector on top of the interrupt frame.
-fn handler(a: &mut CodeAssembler, idle: &Idle) -> Result<(), IcedError> {
+fn handler(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let saved = [rax, rcx, rdx, rsi, r8, r9, r10];
     let (mut next, mut record, mut skip) = (a.create_label(), a.create_label(), a.create_label());
     for register in saved {
@@ -156,33 +151,16 @@ fn handler(a: &mut CodeAssembler, idle: &Idle) -> Result<(), IcedError> {
         a.pop(register)?;
     }
     a.add(rsp, 8)?;
-    leave(a, idle)
+    a.iretq()
 }
 
-fn doorbell(a: &mut CodeAssembler, idle: &Idle) -> Result<(), IcedError> {
+/// No other handler is under way where this one runs: what it finds ended has been handled.
+fn doorbell(a: &mut CodeAssembler, perform: CodeLabel) -> Result<(), IcedError> {
     a.push(rax)?;
     a.push(rdx)?;
     end_of_interrupt(a)?;
+    a.call(perform)?;
     a.pop(rdx)?;
-    a.pop(rax)?;
-    leave(a, idle)
-}
-
-/// Returns from an interrupt. The look into the mailbox and the HLT behind it are begun again if they were interrupted: a
-/// doorbell that rings between the two is not slept through.
-///
-/// The usual pair of STI and HLT would do the same by STI's shadow, but not every host that emulates STI has one.
-fn leave(a: &mut CodeAssembler, idle: &Idle) -> Result<(), IcedError> {
-    let mut elsewhere = a.create_label();
-    a.push(rax)?;
-    a.lea(rax, ptr(idle.halt))?;
-    a.cmp(qword_ptr(rsp + 8), rax)?;
-    a.ja(elsewhere)?;
-    a.lea(rax, ptr(idle.begin))?;
-    a.cmp(qword_ptr(rsp + 8), rax)?;
-    a.jb(elsewhere)?;
-    a.mov(qword_ptr(rsp + 8), rax)?;
-    a.set_label(&mut elsewhere)?;
     a.pop(rax)?;
     a.iretq()
 }

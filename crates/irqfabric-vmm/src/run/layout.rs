@@ -132,8 +132,8 @@ pub const APIC_IRR: u64 = APIC + 0x200;
 pub const FIRST_VECTOR: u8 = 0x30;
 /// One past the last vector with a handler.
 pub const END_VECTOR: u8 = 0xf0;
-/// Wakes a vCPU out of HLT for its mailbox. The lowest priority there is: it does not delay what is tested.
-pub const DOORBELL: u8 = 0x20;
+/// Has a vCPU look into its mailbox. The highest priority there is: the script gets on however busy the vCPU is.
+pub const DOORBELL: u8 = 0xf0;
 /// The local APIC's spurious vector.
 pub const SPURIOUS: u8 = 0xff;
 

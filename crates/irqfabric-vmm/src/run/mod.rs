@@ -37,7 +37,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// About two seconds of work on two cores with KVM.
-const DEFAULT_COUNT: u64 = 60_000;
+const DEFAULT_COUNT: u64 = 40_000;
 
 /// Two that wait for the handler and two that do not.
 const DEFAULT_EVENTFDS: usize = 4;

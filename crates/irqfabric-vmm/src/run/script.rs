@@ -293,7 +293,7 @@ impl<'a> Script<'a> {
         Ok(())
     }
 
-    /// When the vCPU's main loop reads this, every handler that it was interrupted for has run.
+    /// The vCPU reads this between two handlers: what it finds ended has been handled.
     fn is_quiet(&mut self, cpu: usize, vectors: &[u8]) -> Result<bool, RunFailed> {
         let mut words = [0u32; 8];
         for vector in vectors {

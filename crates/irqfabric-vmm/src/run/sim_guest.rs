@@ -69,26 +69,13 @@ impl Drop for SimGuest {
 
 impl Cpu {
     fn run(self) {
-        let (sim, board, base) = (self.sim.clone(), self.board.clone(), mailbox_address(self.index));
+        let sim = self.sim.clone();
         let vcpu = &sim.vcpus()[self.index];
-        let posted = || board.memory.load::<u64>(base + mailbox::POSTED);
-        let done = || board.memory.load::<u64>(base + mailbox::DONE);
         self.write(layout::APIC_SPURIOUS, layout::APIC_ENABLE);
+        self.perform_posted();
         while !self.stop.is_thrown() {
             self.take_interrupts();
-            if posted() == done() {
-                // HLT: only an interrupt ends it, the doorbell for one.
-                vcpu.wait(Duration::from_secs(1), || self.stop.is_thrown());
-                continue;
-            }
-            let address = board.memory.load::<u64>(base + mailbox::ADDRESS);
-            if board.memory.load::<u32>(base + mailbox::OPERATION) == mailbox::WRITE {
-                self.write(address, board.memory.load(base + mailbox::VALUE));
-            } else {
-                board.memory.store(base + mailbox::VALUE, self.read(address));
-            }
-            board.memory.store(base + mailbox::DONE, posted());
-            self.out(layout::DONE_PORT, self.index as u32);
+            vcpu.wait(Duration::from_secs(1), || self.stop.is_thrown());
         }
     }
 
@@ -96,10 +83,27 @@ impl Cpu {
         while let Some(vector) = self.vcpu().acknowledge() {
             match vector {
                 layout::FIRST_VECTOR..layout::END_VECTOR => self.handler(vector),
-                layout::DOORBELL => self.write(layout::APIC_EOI, 0),
+                layout::DOORBELL => {
+                    self.write(layout::APIC_EOI, 0);
+                    self.perform_posted();
+                }
                 _ => self.out(layout::FAULT_PORT, layout::report(self.index, 0, vector)),
             }
         }
+    }
+
+    fn perform_posted(&self) {
+        let (memory, base) = (&self.board.memory, mailbox_address(self.index));
+        if memory.load::<u64>(base + mailbox::POSTED) != memory.load::<u64>(base + mailbox::DONE) {
+            let address = memory.load::<u64>(base + mailbox::ADDRESS);
+            if memory.load::<u32>(base + mailbox::OPERATION) == mailbox::WRITE {
+                self.write(address, memory.load(base + mailbox::VALUE));
+            } else {
+                memory.store(base + mailbox::VALUE, self.read(address));
+            }
+            memory.store(base + mailbox::DONE, memory.load::<u64>(base + mailbox::POSTED));
+        }
+        self.out(layout::DONE_PORT, self.index as u32);
     }
 
     fn handler(&self, vector: u8) {

@@ -104,23 +104,34 @@ struct Heard {
     latency: Histogram<u64>,
 }
 
-/// Where the sources that wait have got to: the others keep pace with them.
+/// Where the sources that wait have got to: nobody runs far ahead of the slowest.
+///
+/// A local APIC serves the highest vector first. Without this a few busy sources with high vectors would keep a vCPU to
+/// themselves.
 #[derive(Debug)]
 pub struct Progress {
-    /// What they have sent.
-    sent: AtomicU64,
-    /// What they are to send.
-    total: u128,
-    /// How long one that is ahead sleeps at least, in microseconds: the more there are, the longer.
-    nap: u64,
+    /// How many signals of each source have been answered; for those that do not wait, more than anybody's.
+    answered: Box<[AtomicU64]>,
 }
+
+/// How far a source that waits may be ahead of the slowest.
+const LEAD: u64 = 32;
 
 impl Progress {
     /// Nothing has been sent yet.
     pub fn new(sources: &[Source]) -> Self {
-        let waiting = sources.iter().filter(|source| source.pace == Pace::Waits);
-        let total = waiting.map(|source| u128::from(source.share)).sum();
-        Self { sent: AtomicU64::new(0), total, nap: 4 * sources.len() as u64 }
+        let begin = |source: &Source| if source.pace == Pace::Waits { 0 } else { u64::MAX };
+        Self { answered: sources.iter().map(|source| begin(source).into()).collect() }
+    }
+
+    fn slowest(&self) -> u64 {
+        self.answered.iter().map(|answered| answered.load(Relaxed)).min().unwrap_or(u64::MAX)
+    }
+
+    /// The more sources there are the longer.
+    fn nap(&self, random: &mut fastrand::Rng) {
+        let least = 4 * self.answered.len() as u64;
+        std::thread::sleep(Duration::from_micros(random.u64(least..5 * least)));
     }
 }
 
@@ -186,17 +197,20 @@ impl Source {
     pub fn run(&self, seed: u64, progress: &Progress, control: &Control) {
         let mut random = fastrand::Rng::with_seed(seed);
         match self.pace {
-            Pace::Waits => self.run_waiting(progress, control),
+            Pace::Waits => self.run_waiting(&mut random, progress, control),
             Pace::Free => self.run_free(&mut random, progress, control),
         }
     }
 
-    fn run_waiting(&self, progress: &Progress, control: &Control) {
+    fn run_waiting(&self, random: &mut fastrand::Rng, progress: &Progress, control: &Control) {
         for number in 1..=self.share {
             self.send();
-            progress.sent.fetch_add(1, Relaxed);
             if !self.wait_until_seen(number, control) {
                 return;
+            }
+            progress.answered[self.index].store(number, Relaxed);
+            while number > progress.slowest().saturating_add(LEAD) && !control.stopping() {
+                progress.nap(random);
             }
         }
     }
@@ -207,11 +221,8 @@ impl Source {
             if own >= self.share {
                 return;
             }
-            let (sent, total) = (u128::from(progress.sent.load(Relaxed)), progress.total);
-            // Both counts are far below 2^60: nobody has the time for more.
-            let ahead = sent < total && u128::from(own) * total > sent * u128::from(self.share);
-            if ahead {
-                std::thread::sleep(Duration::from_micros(random.u64(progress.nap..5 * progress.nap)));
+            if own > progress.slowest() {
+                progress.nap(random);
                 continue;
             }
             for _ in 0..random.u32(1..=8) {
