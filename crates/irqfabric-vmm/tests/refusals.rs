@@ -1,17 +1,24 @@
-//! What `irqfabric boot` cannot do, it says in one sentence that names the file or the limit, with exit status 2.
+//! What `irqfabric` cannot do, it says in one sentence that names the file or the limit, with exit status 2.
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-/// Runs `irqfabric boot` with these options.
-fn boot(options: &[&str]) -> Output {
+fn irqfabric(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_irqfabric"));
-    command.arg("boot").args(options).stdin(Stdio::null()).output().expect("irqfabric starts")
+    command.args(arguments).stdin(Stdio::null()).output().expect("irqfabric starts")
 }
 
-/// The one sentence of a refusal.
+/// Runs `irqfabric boot` with these options.
+fn boot(options: &[&str]) -> Output {
+    irqfabric(&[&["boot"], options].concat())
+}
+
+/// The one sentence of a refusal of `irqfabric boot`.
 fn refusal(options: &[&str]) -> String {
-    let output = boot(options);
+    sentence(&boot(options))
+}
+
+fn sentence(output: &Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
@@ -34,6 +41,12 @@ fn options_that_cannot_be_are_refused_before_anything_is_done() {
         let output = boot(&[&["--kernel", "x"], &options[..]].concat());
         assert_eq!(output.status.code(), Some(2));
     }
+}
+
+#[test]
+fn a_test_guest_has_vectors_for_so_many_eventfds_and_no_more() {
+    assert!(sentence(&irqfabric(&["run", "--vectors", "87"])).contains("more than 86"));
+    assert_eq!(irqfabric(&["run", "--seconds", "1", "--count", "1"]).status.code(), Some(2));
 }
 
 /// What it takes an open /dev/kvm to find out.

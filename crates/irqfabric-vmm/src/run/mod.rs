@@ -81,6 +81,7 @@ enum Choice {
 
 /// Runs it. Exit status 0: nothing was lost, doubled, misdelivered or delivered while masked; 1: something was, or hung; 130: interrupted.
 pub fn main(args: &Args) -> Result<ExitCode, Error> {
+    scenario::check_room(args.vectors)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, interrupted.clone())

@@ -259,7 +259,7 @@ impl fmt::Display for Report {
         }
         writeln!(f, "* waits for the handler before it signals again; the others coalesce")?;
         writeln!(f, "dbl doubled, mis misdelivered, msk delivered while masked,")?;
-        writeln!(f, "p50 and p99 from signal, or unmask, to handler's end; eventfds by their last path")?;
+        writeln!(f, "p50 and p99 from signal or unmask to handler's end; eventfds: their last path")?;
         writeln!(f)?;
         self.write_calls(f)?;
         self.write_eventfds(f)?;
@@ -316,11 +316,12 @@ fn short(nanoseconds: u64) -> String {
     let (value, unit) = match nanoseconds {
         0 => return "-".into(),
         1..1_000 => return format!("{nanoseconds}ns"),
-        1_000..1_000_000 => (nanoseconds as f64 / 1e3, "µs"),
-        1_000_000..1_000_000_000 => (nanoseconds as f64 / 1e6, "ms"),
+        // Up to where it would be rounded to four digits.
+        1_000..999_500 => (nanoseconds as f64 / 1e3, "µs"),
+        999_500..999_500_000 => (nanoseconds as f64 / 1e6, "ms"),
         _ => (nanoseconds as f64 / 1e9, "s"),
     };
-    let decimals = if value < 10.0 { 1 } else { 0 };
+    let decimals = if value < 9.95 { 1 } else { 0 };
     format!("{value:.decimals$}{unit}")
 }
 

@@ -21,9 +21,21 @@ const OTHER_SOURCES: usize = EDGE_PINS.len() + 2 * LEVEL_PINS.len() + MESSAGES a
 const OTHER_INTERRUPTS: usize = EDGE_PINS.len() + LEVEL_PINS.len() + MESSAGES as usize;
 
 /// The most sources with eventfds: each takes two of the guest's vectors.
-pub const MOST_EVENTFDS: usize = (layout::END_VECTOR - layout::FIRST_VECTOR) as usize / 2 - OTHER_INTERRUPTS;
+const MOST_EVENTFDS: usize = (layout::END_VECTOR - layout::FIRST_VECTOR) as usize / 2 - OTHER_INTERRUPTS;
 
 const _: () = assert!(OTHER_SOURCES + MOST_EVENTFDS <= layout::MAX_SOURCES);
+
+/// Whether a guest has the vectors for so many sources with eventfds.
+pub fn check_room(eventfds: usize) -> Result<(), Error> {
+    if eventfds <= MOST_EVENTFDS {
+        return Ok(());
+    }
+    let (first, last) = (layout::FIRST_VECTOR, layout::END_VECTOR - 1);
+    Err(Error::Options(format!(
+        "{eventfds} vectors with eventfds are more than {MOST_EVENTFDS}: each takes two of the guest's interrupt vectors \
+         {first:#x} to {last:#x}"
+    )))
+}
 
 /// Everything that there is to run.
 pub struct Scenario {
@@ -36,15 +48,8 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// With so many sources that signal by eventfds.
+    /// With so many sources that signal by eventfds, for which there is [room](check_room).
     pub fn new(fabric: &Fabric, memory: &GuestMemory, cpus: usize, eventfds: usize, work: Work) -> Result<Self, Error> {
-        if eventfds > MOST_EVENTFDS {
-            let (first, last) = (layout::FIRST_VECTOR, layout::END_VECTOR - 1);
-            return Err(Error::Options(format!(
-                "{eventfds} vectors with eventfds are more than the {MOST_EVENTFDS} that a guest with interrupt vectors \
-                 {first:#x} to {last:#x}, two for each source, has room for"
-            )));
-        }
         let messages = fabric.msi_vectors(RequesterId::new(0, 3, 0), usize::from(MESSAGES) + eventfds);
         let all = OTHER_SOURCES + eventfds;
         let mut scenario = Builder { memory, cpus, work, all, sources: Vec::new(), bindings: Vec::new() };

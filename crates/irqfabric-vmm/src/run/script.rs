@@ -148,7 +148,7 @@ impl<'a> Script<'a> {
     /// Between two steps. The more interrupts there are the shorter: each has its turn about as often.
     pub fn breathe(&mut self) {
         let interrupts = self.bindings.len() as u64;
-        self.pause(1_400 / interrupts, 14_000 / interrupts);
+        self.pause(14_000 / interrupts, 42_000 / interrupts);
     }
 
     /// All sources have stopped: waits until every handler is through, or for `most`. Returns whether they are.
