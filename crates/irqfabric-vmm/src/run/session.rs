@@ -329,7 +329,8 @@ mod tests {
 
     #[test]
     fn a_backend_that_doubles_interrupts_is_found_out() {
-        let report = with_fault(|sim, interrupt| {
+        // Enough for dozens of faults: only those that fall on a source that waits can be told from coalescing.
+        let report = run_with_fault(Work::Count(10_000), |sim, interrupt| {
             // Far enough apart, and from the next signal, that they do not become one in the IRR.
             for _ in 0..2 {
                 sim.deliver(interrupt).unwrap();
