@@ -21,7 +21,7 @@ pub enum Level {
     High,
 }
 
-/// Where a wire ends: a pin of one of our chips, or of a hypervisor's own.
+/// Where a wire ends: a pin of one of our chips, or of a hypervisor's own. One method to implement.
 ///
 /// `set` is called with the wire's lock held, so that two sources cannot overtake each other. It is called
 /// when the level changes, and once more with an unchanged [`Level::High`] after the guest has ended the
@@ -30,6 +30,12 @@ pub enum Level {
 pub trait Pin: Send + Sync {
     /// Drives the pin to `level`.
     fn set(&self, level: Level);
+
+    /// Drives a low pin high and low again, with nobody in between. Worth its own code only where that is cheaper.
+    fn pulse(&self) {
+        self.set(Level::High);
+        self.set(Level::Low);
+    }
 }
 
 /// A handle to a wire. All handles to a wire are alike; what drives it are its [sources](Line::source).
@@ -163,8 +169,15 @@ impl LineSource {
     /// is no edge to see.
     pub fn pulse(&self) {
         let mut state = self.wire.state.lock();
-        self.wire.set(&mut state, self.slot, Level::High);
-        self.wire.set(&mut state, self.slot, Level::Low);
+        let low = state.level() == Level::Low;
+        state.store(self.slot, Level::High);
+        state.store(self.slot, Level::Low);
+        match (low, state.level()) {
+            (true, _) => self.wire.pins.iter().for_each(|pin| pin.pulse()),
+            // This source alone held the wire high: there is no edge, but now it is low.
+            (false, Level::Low) => self.wire.drive(Level::Low),
+            (false, Level::High) => {}
+        }
     }
 
     /// This source's own level.
@@ -329,6 +342,15 @@ mod tests {
         b.raise();
         a.pulse();
         assert_eq!(*probe.0.lock(), [Level::High, Level::Low, Level::High]);
+    }
+
+    #[test]
+    fn a_pulse_of_a_source_that_is_raised_lowers_it() {
+        let (line, probe) = probed();
+        let a = line.source("a");
+        a.raise();
+        a.pulse();
+        assert_eq!((line.level(), &probe.0.lock()[..]), (Level::Low, &[Level::High, Level::Low][..]));
     }
 
     #[test]

@@ -255,6 +255,7 @@ impl Message {
     ///
     /// The level-assert bit is not looked at, as in KVM; the remappable bit neither, since without a
     /// remapper it is a reserved bit.
+    #[inline]
     pub fn decode(&self, format: DestinationFormat) -> Result<Interrupt, NotAnInterrupt> {
         if !self.is_interrupt() {
             return Err(NotAnInterrupt::Memory(self.address));
@@ -282,6 +283,7 @@ impl Message {
 impl Interrupt {
     /// The address and data that mean this interrupt to KVM once it was told to use 32-bit ids
     /// (KVM_X2APIC_API_USE_32BIT_IDS): destination bits 31:8 in address bits 63:40.
+    #[inline]
     pub fn encode(&self) -> (u64, u32) {
         let address = MsiAddress::new()
             .with_destination_mode(self.destination_mode)

@@ -172,6 +172,7 @@ impl Ioapic {
     /// ask [`due`](Self::due).
     ///
     /// An edge on a pin that is masked or sends nothing is dropped (data sheet, interrupt mask). A pin beyond the end is ignored.
+    #[inline]
     #[must_use]
     pub fn set(&mut self, pin: u8, level: Level) -> bool {
         let Some(entry) = self.entries.get(usize::from(pin)) else { return false };
@@ -249,6 +250,7 @@ impl Ioapic {
 
     /// The message that [`due`](Self::due) gave has been tried. An edge is spent either way; a level that was refused
     /// stays due.
+    #[inline]
     pub fn delivered(&mut self, pin: u8, acceptance: Acceptance) {
         let Some(entry) = self.entries.get_mut(usize::from(pin)) else { return };
         match entry.trigger_mode() {
@@ -263,11 +265,13 @@ impl Ioapic {
     }
 
     /// The trigger mode that counts for a pin: level for a vector with the bit set, edge for everything else.
+    #[inline]
     pub fn trigger(&self, pin: u8) -> Option<Trigger> {
         Some(self.entries.get(usize::from(pin))?.trigger_mode())
     }
 
     /// The vector field of a pin's entry: what an end of interrupt is compared with.
+    #[inline]
     pub fn vector(&self, pin: u8) -> Option<u8> {
         Some(self.entries.get(usize::from(pin))?.vector())
     }

@@ -83,6 +83,10 @@ impl Pin for IoapicPin {
     fn set(&self, level: Level) {
         self.port.set(self.pin, level);
     }
+
+    fn pulse(&self) {
+        self.port.pulse(self.pin);
+    }
 }
 
 impl IoapicPort {
@@ -117,6 +121,22 @@ impl IoapicPort {
         }
         let mut session = self.enter();
         if session.state.chip.set(pin, level) {
+            self.attempt(session, pin);
+        }
+    }
+
+    /// A rise and a fall under one lock. A level pin is delivered before it falls.
+    fn pulse(&self, pin: u8) {
+        let mut session = self.enter();
+        if session.state.chip.trigger(pin) == Some(Trigger::Level) {
+            drop(session);
+            self.set(pin, Level::High);
+            return self.set(pin, Level::Low);
+        }
+        // The chip remembers an edge until it is sent.
+        let rose = session.state.chip.set(pin, Level::High);
+        let _ = session.state.chip.set(pin, Level::Low);
+        if rose {
             self.attempt(session, pin);
         }
     }
