@@ -167,18 +167,26 @@ fn evict(core: &Arc<Core>) -> Option<Gsi> {
 /// or detached, whichever is cheaper going by what commits and detaches have taken so far: detached vectors are
 /// promoted again when they fire.
 pub(super) fn settle(core: &Arc<Core>, left: Vec<(Arc<Vector>, Reroute)>) {
-    let of_kind = |kind| left.iter().filter(move |left| left.1 == kind).map(|left| &left.0).collect::<Vec<_>>();
-    side_by_side(&of_kind(Reroute::Detach), |vector| vector.detach(Event::Forget));
-    let stale = of_kind(Reroute::Yes);
+    let (mut gone, mut stale, mut newest) = (Vec::new(), Vec::new(), None);
+    for (vector, reroute) in left {
+        match reroute {
+            Reroute::No => {}
+            Reroute::Detach => gone.push(vector),
+            Reroute::Yes(since) => {
+                newest = newest.max(Some(since));
+                stale.push(vector);
+            }
+        }
+    }
+    side_by_side(&gone, |vector| vector.detach(Event::Forget));
+    let Some(newest) = newest else { return };
     let count = u32::try_from(stale.len()).unwrap_or(u32::MAX);
     if core.detach_cost.load().saturating_mul(count) < core.table.expected_commit() {
         side_by_side(&stale, |vector| vector.detach(Event::Evict));
-    } else if let Some(newest) = stale.iter().filter_map(|vector| vector.reroute()).max() {
-        if core.publish(newest) {
-            stale.iter().for_each(|vector| vector.rerouted());
-        } else {
-            side_by_side(&stale, |vector| vector.detach(Event::Forget));
-        }
+    } else if core.publish(newest) {
+        stale.iter().for_each(|vector| vector.rerouted());
+    } else {
+        side_by_side(&stale, |vector| vector.detach(Event::Forget));
     }
 }
 

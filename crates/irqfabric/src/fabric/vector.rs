@@ -169,7 +169,11 @@ impl Vector {
         let translation = remapper.translate(message)?;
         state.translated = Some(translation.interrupt);
         state.cookie = translation.cookie;
-        self.core.cookies.cached(translation.cookie, self);
+        // Mostly it comes from the same entry as before, and the index is one for all vectors.
+        let indexed = state.route.as_ref().is_some_and(|route| route.leftover.contains(&translation.cookie));
+        if !indexed {
+            self.core.cookies.cached(translation.cookie, self);
+        }
         Ok(translation.interrupt)
     }
 
@@ -233,7 +237,10 @@ impl Vector {
                 self.settle(state);
                 Reroute::No
             }
-            Ok(_) if state.listener == Listener::Hot => Reroute::Yes,
+            Ok(interrupt) if state.listener == Listener::Hot => match &state.route {
+                Some(route) => Reroute::Yes(route.gsi.put(interrupt)),
+                None => Reroute::No,
+            },
             Ok(_) => {
                 self.step(state, Event::Change);
                 Reroute::No
@@ -357,25 +364,7 @@ impl Vector {
         state.listener == Listener::Hot
     }
 
-    /// Puts the present translation into the table, if the kernel delivers by it.
-    pub(super) fn reroute(&self) -> Option<Since> {
-        let mut state = self.state.lock();
-        match (state.listener, state.translated, &state.route) {
-            (Listener::Hot, Some(interrupt), Some(route)) => Some(route.gsi.put(interrupt)),
-            (Listener::Hot, None, _) => {
-                self.step(&mut state, Event::Forget);
-                None
-            }
-            // Masked in the meantime: its route says something old.
-            (Listener::Masked, ..) => {
-                self.step(&mut state, Event::Change);
-                None
-            }
-            _ => None,
-        }
-    }
-
-    /// What [`reroute`](Self::reroute) asked for is published. If the vector means something else by now, whoever
+    /// The edit that a change put into the table is published. If the vector means something else by now, whoever
     /// changed it is on the way.
     pub(super) fn rerouted(&self) {
         let mut state = self.state.lock();
@@ -470,8 +459,8 @@ impl Vector {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reroute {
     No,
-    /// The kernel's route says something old.
-    Yes,
+    /// The kernel's route says something old, until this edit is in force.
+    Yes(Since),
     /// There is nothing to route to.
     Detach,
 }
