@@ -7,10 +7,12 @@ use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{BuildError, Fabric, GsiError, IOAPIC_ADDRESS};
 use irqfabric::hv::Route;
 use irqfabric::line::Level;
-use irqfabric::msg::{DestinationFormat, Interrupt, RequesterId, Trigger};
+use irqfabric::msg::{DestinationFormat, Interrupt, Masking, Message, RequesterId, Trigger};
 use irqfabric::pci::Changed;
 use irqfabric::pci::msix::Msix;
+use irqfabric::remap::{Cookie, Entries, Refusal, Remapper, Translation};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 fn fabric() -> (Fabric, Arc<Recorder>) {
@@ -166,6 +168,65 @@ fn a_level_that_nobody_accepted_is_tried_again_at_a_write_a_rise_and_an_end_and_
     fabric.write_register(0x10 + 20, 0x41 | LEVEL as u32);
     fabric.write_register(0x10 + 22, 0x41 | LEVEL as u32);
     tries(2, "and it was never lost");
+}
+
+/// One entry, which the test makes present.
+#[derive(Default)]
+struct OneEntry(AtomicBool);
+
+impl Remapper for &'static OneEntry {
+    fn translate(&self, message: &Message) -> Result<Translation, Refusal> {
+        let present = self.0.load(Ordering::Relaxed);
+        let translated = DestinationFormat::Eight.translate(message)?;
+        if present { Ok(Translation { cookie: Some(Cookie(7)), ..translated }) } else { Err(Refusal::Blocked(0x22)) }
+    }
+}
+
+#[test]
+fn a_level_that_was_blocked_is_delivered_when_an_invalidation_lets_it() {
+    let entry_7: &OneEntry = Box::leak(Box::default());
+    let recorder = Recorder::new();
+    let builder = Fabric::builder(recorder.clone()).ioapic(Ioapic::default()).remapper(entry_7);
+    let fabric = builder.build().unwrap();
+    fabric.program(10, entry(0x41, 0) | LEVEL);
+    let source = fabric.line(10).unwrap().source("disk");
+    source.raise();
+    assert_eq!((recorder.take_vectors(), fabric.stats().blocked), (vec![], 1));
+    fabric.invalidate(&Entries::All);
+    assert_eq!((recorder.take_vectors(), fabric.stats().blocked), (vec![], 1), "a fault is a message that was sent");
+    entry_7.0.store(true, Ordering::Relaxed);
+    fabric.invalidate(&Entries::Range(Cookie(7)..=Cookie(7)));
+    assert_eq!(recorder.take_vectors(), [0x41]);
+    fabric.invalidate(&Entries::All);
+    assert_eq!(recorder.take_vectors(), [], "in service");
+}
+
+#[test]
+fn restoring_vectors_leaves_nothing_of_what_they_were() {
+    let (fabric, recorder) = fabric();
+    let vectors = fabric.msi_vectors(RequesterId::default(), 2);
+    let fresh = vectors.save();
+    for index in 0..2 {
+        vectors.program(index, 0xfee0_0000, 0x41).unwrap();
+    }
+    vectors.set_masking(0..2, Masking::Masked).unwrap();
+    vectors[0].signal();
+    vectors.restore(&fresh).unwrap();
+    vectors[1].signal();
+    assert_eq!((vectors.save(), recorder.take_vectors()), (fresh, vec![]));
+}
+
+/// What a device signalled is in the snapshot or in a local APIC, whether or not the dispatcher has had its turn.
+#[test]
+fn saving_delivers_what_an_eventfd_still_holds() {
+    let (fabric, recorder) = fabric();
+    let vectors = fabric.msi_vectors(RequesterId::default(), 1);
+    vectors.program(0, 0xfee0_0000, 0x41).unwrap();
+    for round in 0..200 {
+        vectors[0].eventfd().unwrap().write(1).unwrap();
+        assert!(!vectors.save()[0].pending);
+        assert_eq!(recorder.take_vectors(), [0x41], "round {round}");
+    }
 }
 
 #[test]

@@ -19,11 +19,11 @@
 
 use super::core::Core;
 use super::report::PinStats;
-use super::translation::Translating;
+use super::translation::{Translating, Translation};
 use crate::chip::ioapic::{Ioapic, PinSet};
 use crate::line::{Level, Pin};
 use crate::msg::{Acceptance, Interrupt, Trigger};
-use crate::remap::Translation;
+use crate::remap;
 use crate::sync::{Mutex, MutexGuard};
 use std::sync::Arc;
 
@@ -103,7 +103,7 @@ impl IoapicPort {
         let mut newest = None;
         for pin in state.chip.in_service() {
             let Some(message) = state.chip.programmed(pin) else { continue };
-            let Ok(Translation { interrupt, .. }) = translation.translate(&message) else { continue };
+            let Ok(remap::Translation { interrupt, .. }) = translation.translate(&message) else { continue };
             if state.parks(pin, &interrupt) {
                 newest = newest.max(Some(self.core.table.put(self.gsi(pin), interrupt)));
                 state.pins[usize::from(pin)].parking = Parking::Parked(interrupt);
@@ -166,6 +166,17 @@ impl IoapicPort {
         let ended = state.chip.end_of_interrupt(vector);
         state.count_ended(ended);
         ended
+    }
+
+    /// The pins that have something to send and a translation for it: what was blocked before an invalidation and is not any
+    /// more. A pin without one is left alone, so that no fault is recorded for a message that was not sent.
+    pub(crate) fn recovered(&self) -> PinSet {
+        if matches!(self.core.translation, Translation::Fixed(_)) {
+            return PinSet::EMPTY;
+        }
+        let Session { translation, state } = self.enter();
+        let sends = |&pin: &u8| state.chip.due(pin).is_some_and(|message| translation.translate(&message).is_ok());
+        (0..state.chip.pins() as u8).filter(sends).collect()
     }
 
     pub(crate) fn save(&self) -> crate::chip::ioapic::IoapicState {

@@ -207,9 +207,14 @@ impl Fabric {
     ///
     /// Waits for deliveries under way, and for vectors of these entries that another thread is changing or dropping until the
     /// kernel knows. Vectors that come out the same cost nothing; changed ones one commit together, or
-    /// a detach each where that is cheaper.
+    /// a detach each where that is cheaper. A level that was blocked or that nobody took is delivered now if its entry lets it.
+    ///
+    /// Hold no lock that the [`Remapper`] takes to translate: this waits for those who translate.
     pub fn invalidate(&self, entries: &Entries) {
         promotion::invalidate(&self.0.core, entries);
+        for ioapic in &self.0.ioapics {
+            self.0.drive_again(ioapic, ioapic.port.recovered());
+        }
     }
 
     // The VMM.

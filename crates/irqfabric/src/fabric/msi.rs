@@ -185,9 +185,11 @@ impl MsiVectors {
         self.vectors.get(index).is_some_and(|vector| vector.0.pending())
     }
 
-    /// Everything that a guest can tell about the vectors. Stop the devices first.
+    /// Everything that a guest can tell about the vectors. Stop the devices first, and save the local APICs afterwards:
+    /// what a device has signalled through an eventfd and nobody has delivered yet is delivered here.
     pub fn save(&self) -> Vec<VectorState> {
         let save = |MsiVector(vector): &MsiVector| {
+            vector.flush();
             let pending = vector.pending();
             let (message, masking, _) = vector.state().configuration();
             VectorState { message: message.map(|message| (message.address, message.data)), masking, pending }
@@ -201,15 +203,18 @@ impl MsiVectors {
         if let Some(index) = states.len().checked_sub(1) {
             self.get(index)?;
         }
-        for (index, state) in states.iter().enumerate() {
-            self.set_masking([index], if state.pending { Masking::Masked } else { state.masking })?;
-            if let Some((address, data)) = state.message {
-                self.program(index, address, data)?;
-            }
-            if state.pending {
-                self.get(index)?.restore_pending();
-                self.set_masking([index], state.masking)?;
-            }
+        // Whatever they were: no message, nothing pending.
+        self.set_masking(0..states.len(), Masking::Disabled)?;
+        let message = |(address, data)| Message { address, data, requester: self.requester };
+        self.program_messages(states.iter().map(|state| state.message.map(message)).enumerate())?;
+        let of = |masking| (0..).zip(states).filter(move |(_, state)| state.masking == masking).map(|(index, _)| index);
+        let pending = || (0..).zip(states).filter(|(_, state)| state.pending).map(|(index, _)| index);
+        self.set_masking(pending(), Masking::Masked)?;
+        for index in pending() {
+            self.get(index)?.restore_pending();
+        }
+        for masking in [Masking::Disabled, Masking::Masked, Masking::Unmasked] {
+            self.set_masking(of(masking), masking)?;
         }
         Ok(())
     }

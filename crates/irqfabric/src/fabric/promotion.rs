@@ -22,7 +22,7 @@ pub enum Promotion {
         delay: Duration,
     },
     /// When the guest has programmed and unmasked it, on the thread that did; if the device asks for the eventfd only
-    /// then, when it does.
+    /// then, when it does. One that has lost its route all the same gets another on demand.
     Prefill,
     /// Never: the dispatcher delivers every event.
     Never,
@@ -31,9 +31,12 @@ pub enum Promotion {
 impl Default for Promotion {
     /// On demand: 256 vectors, 10 ms.
     fn default() -> Self {
-        Self::OnDemand { batch: 256, delay: Duration::from_millis(10) }
+        Self::OnDemand { batch: BATCH, delay: DELAY }
     }
 }
+
+const BATCH: usize = 256;
+const DELAY: Duration = Duration::from_millis(10);
 
 /// Between two commits of the dispatcher's there is nine times as long as the first took: they never take more than
 /// a tenth of the time.
@@ -60,7 +63,12 @@ pub(super) struct Candidates {
 
 impl Candidates {
     pub(super) fn push(&mut self, core: &Core, vector: &Arc<Vector>) {
-        let Promotion::OnDemand { batch, delay } = core.promotion else { return };
+        let (batch, delay) = match core.promotion {
+            Promotion::OnDemand { batch, delay } => (batch, delay),
+            // It has lost its route to another, or to an invalidation that found detaching cheaper.
+            Promotion::Prefill => (BATCH, DELAY),
+            Promotion::Never => return,
+        };
         self.vectors.push(Arc::downgrade(vector));
         let now = Instant::now();
         let patience = delay.max(core.table.last_commit() * PATIENCE);
@@ -208,14 +216,47 @@ pub(super) fn invalidate(core: &Arc<Core>, entries: &Entries) {
 }
 
 /// Does something to each of many vectors, from a few threads if they are many: all it takes is their own locks.
+///
+/// A guest's register write may lead here: where the host gives no thread, the caller does that part itself.
 pub(super) fn side_by_side<T: Sync>(items: &[T], act: impl Fn(&T) + Sync) {
     if items.len() < MANY {
         return items.iter().for_each(act);
     }
+    let (own, others) = items.split_at(items.len().div_ceil(THREADS));
+    let act = &act;
     thread::scope(|scope| {
-        for chunk in items.chunks(items.len().div_ceil(THREADS)) {
-            let act = &act;
-            scope.spawn(move || chunk.iter().for_each(act));
+        for chunk in others.chunks(own.len()) {
+            let spawned = thread::Builder::new().spawn_scoped(scope, move || chunk.iter().for_each(act));
+            if spawned.is_err() {
+                chunk.iter().for_each(act);
+            }
         }
+        own.iter().for_each(act);
     });
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::env;
+    use std::process::Command;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    /// In a process of its own, in which no thread finds room for its stack.
+    #[test]
+    fn where_the_host_gives_no_thread_the_caller_does_it_all() {
+        if env::var_os("RUST_MIN_STACK").is_none() {
+            let name = "fabric::promotion::tests::where_the_host_gives_no_thread_the_caller_does_it_all";
+            let mut child = Command::new(env::current_exe().unwrap());
+            let child =
+                child.args([name, "--exact", "--test-threads=1"]).env("RUST_MIN_STACK", (1_u64 << 62).to_string());
+            return assert!(child.status().unwrap().success());
+        }
+        assert!(thread::Builder::new().spawn(|| ()).is_err());
+        let done = AtomicUsize::new(0);
+        side_by_side(&[(); 4 * MANY + 1], |()| {
+            done.fetch_add(1, Relaxed);
+        });
+        assert_eq!(done.load(Relaxed), 4 * MANY + 1);
+    }
 }

@@ -289,6 +289,15 @@ impl Vector {
         state.pending
     }
 
+    /// Delivers what is in the eventfd already, if it may go out: the dispatcher would have to be waited for.
+    pub(super) fn flush(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        if state.masking == Masking::Unmasked && self.drain(&state) {
+            state.stats.signalled += 1;
+            drop(self.send(state));
+        }
+    }
+
     /// A snapshot says that a signal waits.
     pub(super) fn restore_pending(&self) {
         self.state.lock().pending = true;
