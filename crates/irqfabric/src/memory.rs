@@ -3,7 +3,8 @@
 /// Reads and writes guest-physical memory. Implemented for every `vm_memory::GuestMemory` (feature `vm-memory`).
 ///
 /// The guest chooses the addresses: an implementation answers [`OutsideMemory`] for what is not memory,
-/// whole or in part, and never panics.
+/// whole or in part, and never panics. Called with locks of the
+/// fabric held: it must not call back.
 pub trait Memory: Send + Sync {
     /// Fills `data` from `address` on.
     fn read(&self, address: u64, data: &mut [u8]) -> Result<(), OutsideMemory>;

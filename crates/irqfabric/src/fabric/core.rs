@@ -12,7 +12,7 @@ use crate::route::{Cost, GsiTable, Since};
 use crate::sync::{Condvar, Mutex, wait};
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
 
 pub(crate) struct Core {
@@ -23,6 +23,8 @@ pub(crate) struct Core {
     pub(crate) cookies: CookieIndex,
     pub(crate) table: Arc<GsiTable>,
     pub(crate) promotion: Promotion,
+    /// Whether there can be hot vectors at all: there are GSIs for them, and the hypervisor has not said that it cannot.
+    pub(crate) promotes: AtomicBool,
     /// The vectors that have a route. A leaf.
     pub(crate) hot: Mutex<HotVectors>,
     /// What detaching an irqfd takes.

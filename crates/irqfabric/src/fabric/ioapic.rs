@@ -244,7 +244,8 @@ impl State {
     /// Whether an EOI exit for `interrupt` can mean this pin and must therefore be asked for: it is
     /// level-triggered and has the vector that the entry's vector field is compared with.
     fn parks(&self, pin: u8, interrupt: &Interrupt) -> bool {
-        interrupt.trigger == Trigger::Level && self.chip.vector(pin) == Some(interrupt.vector)
+        let level = self.chip.trigger(pin) == Some(Trigger::Level) && interrupt.trigger == Trigger::Level;
+        level && self.chip.vector(pin) == Some(interrupt.vector)
     }
 
     /// A pin that became edge owns no route. Returns whether it had one.

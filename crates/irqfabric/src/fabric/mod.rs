@@ -40,7 +40,7 @@ use crate::sync::{Mutex, RwLock};
 use core::{CookieIndex, Core, Counters};
 use ioapic::{IoapicPin, IoapicPort};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use translation::Translation;
 
@@ -315,6 +315,7 @@ impl FabricBuilder {
             cookies,
             table: Arc::new(GsiTable::new((lines.len() + pins) as u32, capacity.gsis)),
             promotion,
+            promotes: AtomicBool::new(((lines.len() + pins) as u32) < capacity.gsis),
             hot: Mutex::default(),
             // Linux 6.18, a few irqfds.
             detach_cost: Cost::from_nanos(80_000),

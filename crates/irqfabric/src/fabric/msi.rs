@@ -133,7 +133,8 @@ impl MsiVectors {
         Ok(())
     }
 
-    /// The guest masks, unmasks or switches vectors. On return what must not be delivered is not, and what waited is.
+    /// The guest masks, unmasks or switches vectors. On return what must not be delivered is not, and what was pending
+    /// is; an event that is still in an eventfd follows.
     ///
     /// Costs a hot vector one detach, a vector that was hot when it was masked one attach and one read. Many are detached
     /// from a few threads side by side. If one of them does not exist nothing is done.

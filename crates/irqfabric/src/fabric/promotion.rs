@@ -6,6 +6,7 @@ use crate::remap::Entries;
 use crate::route::{Event, Gsi};
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -125,6 +126,9 @@ impl HotVectors {
 /// Gives `vectors` a route each and attaches them, as far as they still want it: one commit, then the attaches. No lock is held
 /// across the commit; a vector whose message changes meanwhile stays cold.
 pub(super) fn promote(core: &Arc<Core>, vectors: &[Arc<Vector>]) {
+    if !core.promotes.load(Ordering::Relaxed) {
+        return;
+    }
     let mut edit = Vec::with_capacity(vectors.len());
     let mut newest = None;
     for vector in vectors {

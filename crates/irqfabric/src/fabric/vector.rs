@@ -7,6 +7,7 @@
 use super::core::{Core, Counters};
 use super::dispatcher::Token;
 use super::report::VectorStats;
+use crate::hv::HvError;
 use crate::msg::{Acceptance, Interrupt, Masking, Message};
 use crate::remap::{Cookie, Refusal, Remapper};
 use crate::route::{Action, Event, Gsi, Listener, Since};
@@ -118,7 +119,8 @@ impl Vector {
         }
         let mut state = self.send(state);
         let worth = if self.core.table.is_full() { WORTH_AN_EVICTION } else { WORTH_A_ROUTE };
-        let wishes = state.listener == Listener::Cold
+        let wishes = self.core.promotes.load(Relaxed)
+            && state.listener == Listener::Cold
             && state.masking == Masking::Unmasked
             && state.translated.is_some()
             && state.fired >= worth
@@ -250,8 +252,8 @@ impl Vector {
         }
     }
 
-    /// The guest masks, unmasks or switches the function. On return nothing is delivered that it forbids, and what waited
-    /// for it is delivered. One or two system calls if the vector has a route, one if something waited, else none.
+    /// The guest masks, unmasks or switches the function. On return nothing is delivered that it forbids, and what was
+    /// pending is delivered; an event that is still in the eventfd follows. One or two system calls if the vector has a route, one if something waited, else none.
     pub(super) fn set_masking(self: &Arc<Self>, masking: Masking) {
         let mut state = self.state.lock();
         let before = std::mem::replace(&mut state.masking, masking);
@@ -422,6 +424,10 @@ impl Vector {
                 true
             }
             Err(error) => {
+                if matches!(error, HvError::Missing { .. }) {
+                    // It will say so each time: no more commits for nothing.
+                    self.core.promotes.store(false, Relaxed);
+                }
                 self.core.host_error(&error);
                 false
             }

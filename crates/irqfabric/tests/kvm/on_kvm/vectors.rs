@@ -467,6 +467,7 @@ fn a_kernel_whose_irqfd_does_not_take_its_events_is_not_used() {
     }
     let stats = machine.fabric.stats();
     assert!(stats.promotions == 0 && stats.shortages > 0, "{stats:?}");
+    assert_eq!(machine.hypervisor.calls().commits, 1, "it is not tried again and again");
 }
 
 #[test]
