@@ -112,8 +112,9 @@ impl Vector {
         }
         state.stats.signalled += 1;
         state.fired = state.fired.saturating_add(1);
-        if state.masking != Masking::Unmasked && !state.muted {
-            // What keeps coming until the guest unmasks changes nothing: the count stays in the eventfd.
+        let sends = state.masking == Masking::Unmasked && state.programmed;
+        if !sends && !state.muted {
+            // What keeps coming until the guest unmasks or programs it changes nothing: the count stays in the eventfd.
             state.muted = true;
             self.listen(false);
         }
@@ -217,6 +218,13 @@ impl Vector {
         }
         state.programmed = message.is_some();
         state.message = message.unwrap_or_default();
+        if state.masking == Masking::Unmasked && state.programmed && std::mem::take(&mut state.muted) {
+            if self.drain(&state) {
+                // It fired before it was programmed.
+                Counters::count(&self.core.counters.dropped);
+            }
+            self.listen(true);
+        }
         self.retranslate(&mut state, remapper)
     }
 
@@ -405,9 +413,16 @@ impl Vector {
                     self.release(state);
                 }
             }
-            Action::DetachKeepingRoute => self.detach_irqfd(state),
+            Action::DetachKeepingRoute => {
+                let _ = self.detach_irqfd(state);
+            }
             Action::Detach => {
-                self.detach_irqfd(state);
+                if !self.detach_irqfd(state) {
+                    // The kernel may still deliver by it: a GSI that nobody gets again can misroute nothing.
+                    if let Some(route) = &mut state.route {
+                        route.gsi.keep();
+                    }
+                }
                 self.release(state);
             }
             Action::Release => self.release(state),
@@ -434,12 +449,14 @@ impl Vector {
         }
     }
 
-    fn detach_irqfd(&self, state: &State) {
+    fn detach_irqfd(&self, state: &State) -> bool {
+        let mut detached = true;
         if let (Some((eventfd, _)), Some(route)) = (self.eventfd.get(), &state.route) {
             let others = self.core.detaching.fetch_add(1, Relaxed);
             let start = Stopwatch::start();
             if let Err(error) = self.core.hypervisor.detach(route.gsi.number(), eventfd) {
                 self.core.host_error(&error);
+                detached = false;
             }
             let took = start.elapsed();
             // Side by side each takes longer, and all of them together less.
@@ -447,6 +464,7 @@ impl Vector {
                 self.core.detach_cost.learn(took);
             }
         }
+        detached
     }
 
     fn release(&self, state: &mut State) {

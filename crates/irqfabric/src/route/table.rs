@@ -40,6 +40,8 @@ const ROUTE_COST: u64 = 210;
 #[derive(Debug)]
 pub(crate) struct Gsi {
     number: u32,
+    /// It is not given back, and its route stays: see [`keep`](Self::keep).
+    kept: bool,
     table: Arc<GsiTable>,
 }
 
@@ -77,6 +79,11 @@ impl Gsi {
         self.number
     }
 
+    /// Somebody may be using it still: it is never handed out again.
+    pub(crate) fn keep(&mut self) {
+        self.kept = true;
+    }
+
     /// Wants this GSI to stand for `target`; see [`GsiTable::put`].
     pub(crate) fn put(&self, target: impl Into<Target>) -> Since {
         self.table.put(self.number, target)
@@ -95,6 +102,9 @@ impl Gsi {
 
 impl Drop for Gsi {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         let mut edits = self.table.edits.lock();
         edits.release(self.number);
         edits.returned.push(self.number);
@@ -131,7 +141,7 @@ impl GsiTable {
                 number
             })
         })?;
-        Some(Gsi { number, table: self.clone() })
+        Some(Gsi { number, kept: false, table: self.clone() })
     }
 
     /// Whether every GSI is taken.
@@ -326,6 +336,16 @@ mod tests {
         }
         let gsis: Vec<_> = std::iter::from_fn(|| table.allocate()).collect();
         assert_eq!(gsis.len(), 3);
+    }
+
+    #[test]
+    fn a_gsi_that_somebody_may_be_using_is_never_handed_out_again() {
+        let table = Arc::new(GsiTable::new(24, 27));
+        let mut gsi = table.allocate().unwrap();
+        gsi.keep();
+        drop(gsi);
+        let gsis: Vec<_> = std::iter::from_fn(|| table.allocate()).collect();
+        assert_eq!(gsis.iter().map(Gsi::number).collect::<Vec<_>>(), [25, 26]);
     }
 
     #[test]

@@ -303,6 +303,22 @@ fn a_function_that_is_off_sends_nothing_and_forgets() {
 }
 
 #[test]
+fn a_vector_that_was_never_programmed_sends_nothing_and_wakes_nobody_twice() {
+    let machine = Setup::default().build();
+    let vectors = machine.fabric.msi_vectors(RequesterId(8), 1);
+    for _ in 0..100 {
+        vectors[0].eventfd().unwrap().write(1).unwrap();
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    machine.stays_quiet();
+    assert!(machine.fabric.stats().wakeups <= 3, "{:?}", machine.fabric.stats());
+    vectors.program(0, 0xfee0_0000, 0x40).unwrap();
+    machine.stays_quiet();
+    machine.fire(&vectors, 0);
+    machine.arrives(0x40);
+}
+
+#[test]
 fn an_in_process_vector_that_is_masked_is_pending_until_it_is_unmasked() {
     let machine = Setup::default().build();
     let vectors = machine.fabric.msi_vectors(RequesterId(8), 1);
