@@ -8,9 +8,11 @@ mod l1;
 pub mod linux;
 mod moves;
 mod pci;
+mod vfio;
 
 pub use evidence::Evidence;
 
+use crate::testbed::Passable;
 use anyhow::Result;
 use std::time::Duration;
 
@@ -45,6 +47,8 @@ pub enum Machine {
         /// The script needs a guest's kernel and initramfs in /l2.
         linux: Option<Linux>,
     },
+    /// The same with an IOMMU and these devices, each with a disk of its own, to be passed on; it has the product.
+    L1WithIommu { script: String, linux: Option<Linux>, devices: Vec<Passable> },
     /// Stock Linux on QEMU's own virtio-mmio disks and IOAPICs.
     Reference { linux: Linux, cpus: u32, disks: u32 },
 }
@@ -80,5 +84,6 @@ pub fn all(scale: Scale) -> Vec<Scenario> {
     list.extend([1, 2, 4].map(linux::boots));
     list.extend([linux::thirty_disks(), linux::same_as_kernel_irqchip(), moves::under_load(scale)]);
     list.extend([pci::linux(), pci::without_msix(), moves::msix_under_load(scale)]);
+    list.extend([vfio::refusals(), vfio::intx(), vfio::messages()]);
     list
 }

@@ -21,5 +21,5 @@ mod machine;
 mod packages;
 pub mod run;
 
-pub use machine::KERNEL_ARGUMENTS;
+pub use machine::{KERNEL_ARGUMENTS, Passable};
 pub use packages::Testbed;

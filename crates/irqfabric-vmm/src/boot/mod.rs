@@ -32,7 +32,8 @@ use std::sync::Arc;
 /// Boots, runs to the end, and reports.
 pub fn main(args: &Args) -> Result<ExitCode, Error> {
     let apic_ids = args.apic_ids()?;
-    let disks = Disks::plan(&args.disk, args.irqchip, apic_ids.len())?;
+    let disks = Disks::plan(&args.disk, &args.vfio, args.irqchip, apic_ids.len())?;
+    attach::check(&disks)?;
     let host = Host::open()?;
     let irqchip = match args.irqchip {
         IrqchipKind::Split => Irqchip::Split((0..disks.ioapics()).map(|id| Ioapic::default().with_id(id)).collect()),

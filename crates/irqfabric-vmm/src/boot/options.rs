@@ -1,5 +1,6 @@
 //! The options of `irqfabric boot`, and what their words mean.
 
+use crate::devices::vfio::Address;
 use crate::devices::virtio::SignalBy;
 use crate::error::Error;
 use crate::testdev::Image;
@@ -40,6 +41,9 @@ pub struct Args {
     /// (default: one a queue and one for the configuration), signalled by calls or, with `eventfd`, by their eventfds.
     #[arg(long, value_name = "FILE[,ro][,level|edge][,gsi=N][,pci[,queues=N][,vectors=N][,eventfd]]")]
     pub disk: Vec<DiskOption>,
+    /// PCI function of the host, bound to vfio-pci, as a function of the guest's; with `intx` without MSI and MSI-X
+    #[arg(long, value_name = "DDDD:BB:DD.F[,intx]")]
+    pub vfio: Vec<VfioOption>,
     /// Whose IOAPIC: irqfabric's, or KVM's own for comparison
     #[arg(long, value_enum, default_value_t = IrqchipKind::Split)]
     pub irqchip: IrqchipKind,
@@ -217,6 +221,28 @@ impl FromStr for DiskOption {
     }
 }
 
+/// One `--vfio`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VfioOption {
+    /// Where it is on the host.
+    pub address: Address,
+    /// Whether the guest sees its pin only.
+    pub only_pin: bool,
+}
+
+impl FromStr for VfioOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, only_pin) = match text.split_once(',') {
+            None => (text, false),
+            Some((address, "intx")) => (address, true),
+            Some((_, other)) => return Err(format!("{other:?} is not intx")),
+        };
+        Ok(Self { address: address.parse()?, only_pin })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,5 +287,14 @@ mod tests {
         for text in ["a,pci,edge", "a,gsi=5,pci", "a,queues=2", "a,eventfd", "a,pci,queues", "a,pci,vectors=-1"] {
             assert!(text.parse::<DiskOption>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_passed_through_function_is_named_by_its_address() {
+        let option =
+            |text: &str| text.parse::<VfioOption>().map(|option| (option.address.to_string(), option.only_pin));
+        assert_eq!(option("0000:00:04.0"), Ok(("0000:00:04.0".into(), false)));
+        assert_eq!(option("00:04.0,intx"), Ok(("0000:00:04.0".into(), true)));
+        assert!(option("00:04.0,msi").is_err() && option("nvme0").is_err() && option("").is_err());
     }
 }

@@ -4,4 +4,5 @@ pub mod console;
 pub mod pci;
 pub mod power;
 pub mod serial;
+pub mod vfio;
 pub mod virtio;
