@@ -59,12 +59,17 @@ fn machine(append: &str, arguments: &str) -> Machine {
     Machine::L1WithIommu { script, linux: Some(Linux { test: READ.into() }), devices: DEVICES.into() }
 }
 
-/// Gives devices to vfio-pci.
+/// Takes devices from their drivers and gives them to vfio-pci.
 fn bind(devices: &[Passable]) -> String {
-    let devices = devices.iter().map(|device| device.address());
-    devices.map(|address| format!(
-        "echo vfio-pci >/sys/bus/pci/devices/{address}/driver_override\necho {address} >/sys/bus/pci/drivers_probe\n"
-    )).collect()
+    let bind = |device: &Passable| {
+        let (address, folder) = (device.address(), format!("/sys/bus/pci/devices/{}", device.address()));
+        format!(
+            "echo vfio-pci >{folder}/driver_override\n\
+             [ ! -e {folder}/driver ] || echo {address} >{folder}/driver/unbind\n\
+             echo {address} >/sys/bus/pci/drivers_probe\n"
+        )
+    };
+    devices.iter().map(bind).collect()
 }
 
 /// Each second what L1 has counted of the devices' interrupts, in a file of which the last lines count.
