@@ -65,11 +65,19 @@ pub enum Version {
 /// What a register write leads to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
-pub struct Written {
-    /// The pin whose redirection entry was written: ask [`Ioapic::due`].
-    pub entry: Option<u8>,
-    /// The pins that the EOI register has ended, which are those whose remote IRR went from set to clear.
-    pub ended: PinSet,
+pub enum Written {
+    /// Nothing that a pin could tell.
+    #[default]
+    Nothing,
+    /// A redirection entry: ask [`Ioapic::due`].
+    Entry {
+        /// The pin that it belongs to.
+        pin: u8,
+        /// Whether the write has ended the pin's interrupt: it made the entry edge while remote IRR was set.
+        ended: bool,
+    },
+    /// The EOI register: [`Ioapic::end_of_interrupt`] is the owner's to call, as for a local APIC's broadcast.
+    EndOfInterrupt(u8),
 }
 
 /// A number of pins that no chip has.
@@ -207,28 +215,47 @@ impl Ioapic {
         match Register::at(offset, self.version) {
             Some(Register::Select) => self.select = value as u8,
             Some(Register::Window) => return self.write_selected(value),
-            Some(Register::EndOfInterrupt) => {
-                return Written { entry: None, ended: self.end_of_interrupt(value as u8) };
-            }
+            Some(Register::EndOfInterrupt) => return Written::EndOfInterrupt(value as u8),
             None => {}
         }
-        Written::default()
+        Written::Nothing
     }
 
-    /// A local APIC has broadcast the end of `vector`, or the guest wrote it to the EOI register: clears the
-    /// remote IRR of every level pin whose entry holds that vector, and returns them.
+    /// The pin whose redirection entry an access at `offset` would reach.
+    pub fn entry_at(&self, offset: u64) -> Option<u8> {
+        let window = matches!(Register::at(offset, self.version), Some(Register::Window));
+        let (pin, _) = spec::entry_of(self.select).filter(|(pin, _)| window && *pin < self.entries.len())?;
+        Some(pin as u8)
+    }
+
+    /// A local APIC has broadcast the end of `vector`, or the guest wrote it to the EOI register: [ends](Self::end) the
+    /// interrupt of every pin [concerned](Self::ending), and returns them.
+    pub fn end_of_interrupt(&mut self, vector: u8) -> PinSet {
+        let ending = self.ending(vector);
+        ending.for_each(|pin| {
+            let _ = self.end(pin, vector);
+        });
+        ending
+    }
+
+    /// The pins that an end of `vector` concerns: those with remote IRR set whose entry holds that vector.
     ///
     /// It goes by the entry's vector field as it is now, as on silicon: under interrupt remapping Linux keeps
     /// the pin's number there.
-    pub fn end_of_interrupt(&mut self, vector: u8) -> PinSet {
-        let mut ended = PinSet::EMPTY;
-        for (pin, entry) in (0..).zip(self.entries.iter_mut()) {
-            if entry.remote_irr() && entry.vector() == vector {
-                entry.set_remote_irr(false);
-                ended.insert(pin);
-            }
+    pub fn ending(&self, vector: u8) -> PinSet {
+        let concerned = |entry: &RedirectionEntry| entry.remote_irr() && entry.vector() == vector;
+        (0..).zip(&self.entries).filter(|(_, entry)| concerned(entry)).map(|(pin, _)| pin).collect()
+    }
+
+    /// Ends the interrupt of one pin, if an end of `vector` concerns it still: clears its remote IRR. Whether it did.
+    #[must_use]
+    pub fn end(&mut self, pin: u8, vector: u8) -> bool {
+        let Some(entry) = self.entries.get_mut(usize::from(pin)) else { return false };
+        let ends = entry.remote_irr() && entry.vector() == vector;
+        if ends {
+            entry.set_remote_irr(false);
         }
-        ended
+        ends
     }
 
     // The way out: messages and what came of them.
@@ -329,14 +356,16 @@ impl Ioapic {
             self.id = (value >> 24) as u8 & 0xf;
         }
         // Version and arbitration are read-only: Windows writes 0 to the former.
-        let Some((pin, half)) = spec::entry_of(self.select) else { return Written::default() };
-        let Some(entry) = self.entries.get_mut(pin) else { return Written::default() };
+        let Some((pin, half)) = spec::entry_of(self.select) else { return Written::Nothing };
+        let Some(entry) = self.entries.get_mut(pin) else { return Written::Nothing };
+        let in_service = entry.remote_irr();
         entry.write_half(half, value);
+        let ended = in_service && !entry.remote_irr();
         let pin = pin as u8;
         if entry.trigger_mode() == Trigger::Level {
             self.edges.remove(pin);
         }
-        Written { entry: Some(pin), ended: PinSet::EMPTY }
+        Written::Entry { pin, ended }
     }
 }
 

@@ -20,6 +20,7 @@ mod model;
 mod msi;
 mod promotion;
 mod report;
+mod resample;
 mod routes;
 mod translation;
 mod vector;
@@ -27,9 +28,10 @@ mod vector;
 pub use msi::{MsiVector, MsiVectors, Program, VectorIndexError, VectorState};
 pub use promotion::Promotion;
 pub use report::{LineStats, PinStats, Stats, VectorStats};
+pub use resample::{LineEventfds, LineEventfdsError};
 pub use routes::{OpaqueRoute, RouteError};
 
-use crate::chip::ioapic::{Ioapic, IoapicState, PinSet, WINDOW_SIZE};
+use crate::chip::ioapic::{Ioapic, IoapicState, WINDOW_SIZE, Written};
 use crate::hv::{HvError, Hypervisor, OpaqueTarget};
 use crate::line::{Line, Pin};
 use crate::memory::Memory;
@@ -39,6 +41,7 @@ use crate::route::{Cost, GsiTable};
 use crate::sync::{Mutex, RwLock};
 use core::{CookieIndex, Core, Counters};
 use ioapic::{IoapicPin, IoapicPort};
+use resample::ForeignResampler;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -162,6 +165,23 @@ impl Fabric {
         })
     }
 
+    /// A pair of eventfds that are a [resampling source](Line::resampling_source) of a GSI's line: what VFIO and vhost take for a level
+    /// interrupt. The name is for reports only.
+    ///
+    /// ```
+    /// # use irqfabric::{chip::ioapic::Ioapic, fabric::Fabric, hv::Sim};
+    /// # let fabric = Fabric::builder(Sim::new(1)).ioapic(Ioapic::default()).build()?;
+    /// let intx = fabric.line_eventfds(16, "vfio")?;
+    /// // VFIO_DEVICE_SET_IRQS with VFIO_IRQ_SET_ACTION_TRIGGER takes the first, with VFIO_IRQ_SET_ACTION_UNMASK the second.
+    /// let (trigger, resample) = (intx.trigger(), intx.resample());
+    /// trigger.write(1)?;
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn line_eventfds(&self, gsi: u32, name: impl Into<String>) -> Result<LineEventfds, LineEventfdsError> {
+        let line = self.line(gsi)?;
+        LineEventfds::new(&self.0.core, &line, gsi, name.into())
+    }
+
     /// `count` message vectors of one device. Neither a GSI nor a system call is spent on them.
     pub fn msi_vectors(&self, requester: RequesterId, count: usize) -> MsiVectors {
         MsiVectors::new(&self.0.core, requester, count)
@@ -185,8 +205,11 @@ impl Fabric {
     pub fn mmio_write(&self, address: u64, data: &[u8]) -> bool {
         let found = self.0.ioapic_at(address);
         if let Some((ioapic, offset)) = found {
-            let ended = ioapic.port.write(offset, data);
-            self.0.drive_again(ioapic, ended);
+            match ioapic.port.write(offset, data) {
+                Written::EndOfInterrupt(vector) => self.0.end_of_interrupt(ioapic, vector),
+                Written::Entry { pin, ended: true } => self.0.line_of(ioapic, pin).end_of_interrupt(|| true),
+                Written::Entry { .. } | Written::Nothing => {}
+            }
         }
         found.is_some()
     }
@@ -197,8 +220,7 @@ impl Fabric {
     /// No system call if the lines concerned are low, otherwise one each.
     pub fn end_of_interrupt(&self, vector: u8) {
         for ioapic in &self.0.ioapics {
-            let ended = ioapic.port.end_of_interrupt(vector);
-            self.0.drive_again(ioapic, ended);
+            self.0.end_of_interrupt(ioapic, vector);
         }
     }
 
@@ -213,7 +235,9 @@ impl Fabric {
     pub fn invalidate(&self, entries: &Entries) {
         promotion::invalidate(&self.0.core, entries);
         for ioapic in &self.0.ioapics {
-            self.0.drive_again(ioapic, ioapic.port.recovered());
+            for pin in ioapic.port.recovered() {
+                self.0.line_of(ioapic, pin).drive_again();
+            }
         }
     }
 
@@ -232,8 +256,8 @@ impl Fabric {
 
     /// What has happened so far.
     pub fn stats(&self) -> Stats {
-        let Counters { memory_writes, dropped, blocked, host_errors, wakeups, promotions, evictions, shortages } =
-            &self.0.core.counters;
+        let Counters { memory_writes, dropped, blocked, host_errors, wakeups, .. } = &self.0.core.counters;
+        let Counters { promotions, evictions, shortages, brakes, .. } = &self.0.core.counters;
         let lines = (0..).zip(&self.0.lines).filter_map(|(gsi, line)| {
             let sources = line.stats();
             let pin = self.0.pin_stats(gsi);
@@ -250,6 +274,7 @@ impl Fabric {
             promotions: promotions.load(Relaxed),
             evictions: evictions.load(Relaxed),
             shortages: shortages.load(Relaxed),
+            brakes: brakes.load(Relaxed),
             host_errors: host_errors.load(Relaxed),
         }
     }
@@ -303,7 +328,7 @@ impl FabricBuilder {
         }
         let pins: usize = ioapics.iter().map(|(_, chip)| chip.pins()).sum();
         let capacity = hypervisor.start(u32::try_from(pins).unwrap_or(u32::MAX))?;
-        let mut lines: Vec<_> = hypervisor.pins().into_iter().map(|pin| Line::to_pins([pin].into())).collect();
+        let foreign = hypervisor.pins();
         let (translation, cookies) = match remapping {
             Remapping::Absent(destinations) => (Translation::Fixed(destinations), CookieIndex::unused()),
             Remapping::Present(remapper) => (Translation::Remapped(RwLock::new(remapper)), CookieIndex::new()),
@@ -313,9 +338,9 @@ impl FabricBuilder {
             memory,
             translation,
             cookies,
-            table: Arc::new(GsiTable::new((lines.len() + pins) as u32, capacity.gsis)),
+            table: Arc::new(GsiTable::new((foreign.len() + pins) as u32, capacity.gsis)),
             promotion,
-            promotes: AtomicBool::new(((lines.len() + pins) as u32) < capacity.gsis),
+            promotes: AtomicBool::new(((foreign.len() + pins) as u32) < capacity.gsis),
             hot: Mutex::default(),
             // Linux 6.18, a few irqfds.
             detach_cost: Cost::from_nanos(80_000),
@@ -323,6 +348,8 @@ impl FabricBuilder {
             dispatcher: OnceLock::new(),
             counters: Counters::default(),
         });
+        let foreign_line = |(gsi, pin)| Line::to_foreign_pin(pin, ForeignResampler::new(&core, gsi));
+        let mut lines: Vec<_> = (0..).zip(foreign).map(foreign_line).collect();
         let mut placed = Vec::with_capacity(ioapics.len());
         let mut restored = None;
         for (address, chip) in ioapics {
@@ -351,11 +378,15 @@ impl Inner {
         })
     }
 
-    /// Lines whose interrupt was ended deliver it again while they stand.
-    fn drive_again(&self, ioapic: &PlacedIoapic, ended: PinSet) {
-        for pin in ended {
-            self.lines[ioapic.first_gsi as usize + usize::from(pin)].end_of_interrupt();
+    /// Ends the interrupts of `vector` at one chip, line by line.
+    fn end_of_interrupt(&self, ioapic: &PlacedIoapic, vector: u8) {
+        for pin in ioapic.port.ending(vector) {
+            self.line_of(ioapic, pin).end_of_interrupt(|| ioapic.port.end(pin, vector));
         }
+    }
+
+    fn line_of(&self, ioapic: &PlacedIoapic, pin: u8) -> &Line {
+        &self.lines[ioapic.first_gsi as usize + usize::from(pin)]
     }
 
     fn pin_stats(&self, gsi: u32) -> PinStats {

@@ -159,6 +159,18 @@ impl Hypervisor for Kvm {
         self.vm.register_irqfd(eventfd, gsi).map_err(failed)
     }
 
+    fn attach_line(&self, gsi: u32, trigger: &EventFd, resample: &EventFd) -> Result<(), HvError> {
+        if self.irqchip == Irqchip::Split {
+            // Whatever KVM_CAP_IRQFD_RESAMPLE says: EINVAL (Linux 6.18).
+            return Err(HvError::Missing {
+                capability: "irqfd with resampling",
+                remedy: "lines end in IOAPICs of ours instead",
+            });
+        }
+        let failed = |errno: kvm_ioctls::Error| HvError::Call { call: "KVM_IRQFD (resample)", source: errno.into() };
+        self.vm.register_irqfd_with_resample(trigger, resample, gsi).map_err(failed)
+    }
+
     fn detach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {
         let failed = |errno: kvm_ioctls::Error| HvError::Call { call: "KVM_IRQFD (deassign)", source: errno.into() };
         self.vm.unregister_irqfd(eventfd, gsi).map_err(failed)

@@ -57,7 +57,14 @@ pub trait Hypervisor: Send + Sync {
         Err(HvError::Missing { capability: "irqfd", remedy: "vectors are delivered from userspace instead" })
     }
 
-    /// Takes [`attach`](Self::attach) back. On return no interrupt comes of an earlier event any more, and later ones stay
+    /// [`attach`](Self::attach) for a line of the hypervisor's [own pins](Self::pins): each event of `trigger` raises pin `gsi`,
+    /// until the guest ends the interrupt. Then the hypervisor lowers it and after that writes `resample`, for every pair that is
+    /// attached to the pin, whether or not it had raised it.
+    fn attach_line(&self, _gsi: u32, _trigger: &EventFd, _resample: &EventFd) -> Result<(), HvError> {
+        Err(HvError::Missing { capability: "irqfd with resampling", remedy: "lines end in IOAPICs of ours instead" })
+    }
+
+    /// Takes [`attach`](Self::attach) or [`attach_line`](Self::attach_line) back, which was given this `eventfd` first. On return no interrupt comes of an earlier event any more, and later ones stay
     /// in the eventfd. May wait for as long as it takes the hypervisor to be sure.
     fn detach(&self, _gsi: u32, _eventfd: &EventFd) -> Result<(), HvError> {
         Ok(())
@@ -168,6 +175,10 @@ impl<H: Hypervisor + ?Sized> Hypervisor for Arc<H> {
 
     fn attach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {
         (**self).attach(gsi, eventfd)
+    }
+
+    fn attach_line(&self, gsi: u32, trigger: &EventFd, resample: &EventFd) -> Result<(), HvError> {
+        (**self).attach_line(gsi, trigger, resample)
     }
 
     fn detach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {
