@@ -177,10 +177,15 @@ impl fmt::Display for Report {
         if !self.vectors.is_empty() {
             let Self { promotions, wakeups, .. } = self;
             writeln!(f, "{:>5}  {:<28}{:>11}{:>11}", "", "vector", "signalled", "delivered")?;
-            for Vector { device, vector, signalled, delivered, hot } in &self.vectors {
+            let (silent, vectors): (Vec<_>, Vec<_>) =
+                self.vectors.iter().partition(|vector| vector.signalled == 0 && !vector.hot);
+            for Vector { device, vector, signalled, delivered, hot } in vectors {
                 let uncounted = if *hot { "  hot: KVM's uncounted" } else { "" };
                 let name = format!("{device} vector {vector}");
                 writeln!(f, "{:>5}  {name:<28}{signalled:>11}{delivered:>11}{uncounted}", "")?;
+            }
+            if !silent.is_empty() {
+                writeln!(f, "{:>7}{} more that never signalled", "", silent.len())?;
             }
             writeln!(f, "{:>7}{promotions} promotions to irqfds, {wakeups} wakeups of the dispatcher", "")?;
         }

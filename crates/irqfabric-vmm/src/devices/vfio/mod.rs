@@ -15,7 +15,6 @@ mod bars;
 mod config;
 mod function;
 mod host;
-mod shim;
 mod signals;
 mod sysfs;
 

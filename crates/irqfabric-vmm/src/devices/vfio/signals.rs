@@ -5,8 +5,7 @@
 
 use super::config::Signalling;
 use super::host::{Kind, Physical};
-use super::shim::LineEventfds;
-use irqfabric::fabric::{Fabric, MsiVectors};
+use irqfabric::fabric::{Fabric, LineEventfds, MsiVectors};
 use irqfabric::pci::VectorConfig;
 use std::sync::Arc;
 
@@ -69,8 +68,7 @@ impl Signals {
         match wanted {
             Signalling::Nothing => {}
             Signalling::Pin => {
-                let line = super::shim::line_eventfds(&self.fabric, self.gsi, &self.name)
-                    .map_err(|error| error.to_string())?;
+                let line = self.fabric.line_eventfds(self.gsi, &self.name).map_err(|error| error.to_string())?;
                 self.device.enable(Kind::Intx, &[line.trigger()])?;
                 self.device.unmask_by(line.resample())?;
                 self.line = Some(line);
