@@ -7,7 +7,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 
 #[path = "../../guest/interrupts.rs"]
-mod interrupts;
+pub mod interrupts;
 
 pub use interrupts::Row;
 
@@ -122,7 +122,9 @@ pub struct Line {
     /// `serial`; `disk0`, `disk1`, … in the order of the command line.
     pub name: String,
     pub gsi: u32,
+    pub raised: u64,
     pub delivered: u64,
+    pub ended: u64,
 }
 
 impl BootReport {

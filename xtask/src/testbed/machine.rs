@@ -34,9 +34,6 @@ impl Passable {
     }
 }
 
-/// Where virtio-serial is: the second function of the slot whose first is [`Passable::NvmeInGroup`].
-const SERIAL: &str = "addr=6.1";
-
 pub struct Boot<'a> {
     pub kernel: &'a Path,
     pub initrd: &'a Path,
@@ -69,7 +66,9 @@ pub fn l1_with_iommu(boot: &Boot, files: &Path, devices: &[(Passable, impl AsRef
             }
         };
     }
-    l1_with(qemu, &format!("virtio-serial-pci,{SERIAL}"), files)
+    // Linux looks for a second function only where there is a first.
+    let grouped = devices.iter().any(|(device, _)| *device == Passable::NvmeInGroup);
+    l1_with(qemu, if grouped { "virtio-serial-pci,addr=6.1" } else { "virtio-serial-pci" }, files)
 }
 
 fn l1_with(mut qemu: Command, virtio_serial: &str, files: &Path) -> Command {
