@@ -11,6 +11,10 @@
 //! resampler: raising it holds the wire high, the guest's end of interrupt lowers it and then tells the device, and a
 //! device that still needs service raises it again. Any number of both kinds of source share a wire.
 
+mod device;
+
+pub use device::{EdgeInterrupt, EdgeSource, LevelInterrupt};
+
 use crate::sync::Mutex;
 use std::fmt;
 use std::io;
@@ -328,17 +332,6 @@ impl fmt::Debug for LineSource {
         let state = self.wire.state.lock();
         let slot = &state.slots[self.slot];
         f.debug_struct("LineSource").field("name", &slot.stats.name).field("level", &slot.level()).finish()
-    }
-}
-
-/// A device that only knows how to trigger sends one edge.
-#[cfg(feature = "vm-superio")]
-impl vm_superio::Trigger for LineSource {
-    type E = std::convert::Infallible;
-
-    fn trigger(&self) -> Result<(), Self::E> {
-        self.pulse();
-        Ok(())
     }
 }
 

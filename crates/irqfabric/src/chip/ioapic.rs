@@ -41,6 +41,8 @@ pub struct Ioapic {
     // Configuration.
     version: Version,
     requester: RequesterId,
+    /// The bits of an entry that a guest may write.
+    writable: RedirectionEntry,
     // State.
     id: u8,
     select: u8,
@@ -141,6 +143,7 @@ impl Ioapic {
         Self {
             version: Version::default(),
             requester: RequesterId::default(),
+            writable: RedirectionEntry::WRITABLE,
             id: 0,
             select: 0,
             entries: vec![RedirectionEntry::RESET; pins].into(),
@@ -162,6 +165,21 @@ impl Ioapic {
     /// The same chip sending as `requester`: what its firmware tables say for interrupt remapping.
     pub fn with_requester(self, requester: RequesterId) -> Self {
         Self { requester, ..self }
+    }
+
+    /// The same chip for a machine on which ends of interrupts do not come back: the trigger mode bit of every entry reads
+    /// edge, whatever is written. A pin that was level-triggered becomes edge; what it had in service, and that its line was
+    /// high, is forgotten.
+    ///
+    /// A level pin would deliver once and never again. So each rise of a line is one message, whatever the guest thinks
+    /// the pin is; Linux takes a level interrupt that comes as an edge for a known flaw of the 82093AA, and copes.
+    pub fn with_edges_only(mut self) -> Self {
+        self.writable.set_trigger(Trigger::Edge);
+        self.high = PinSet::EMPTY;
+        for entry in &mut self.entries {
+            *entry = entry.with_trigger(Trigger::Edge).with_remote_irr(false);
+        }
+        self
     }
 
     /// How many pins it has.
@@ -312,7 +330,7 @@ impl Ioapic {
 
     /// Everything that a guest can tell about the chip.
     pub fn save(&self) -> IoapicState {
-        let Self { version, requester, id, select, entries, high, edges } = self;
+        let Self { version, requester, writable: _, id, select, entries, high, edges } = self;
         let pins = (0..).zip(entries).map(|(pin, entry)| PinState {
             entry: entry.into_bits(),
             level: if high.contains(pin) { Level::High } else { Level::Low },
@@ -359,7 +377,7 @@ impl Ioapic {
         let Some((pin, half)) = spec::entry_of(self.select) else { return Written::Nothing };
         let Some(entry) = self.entries.get_mut(pin) else { return Written::Nothing };
         let in_service = entry.remote_irr();
-        entry.write_half(half, value);
+        entry.write_half(half, value, self.writable);
         let ended = in_service && !entry.remote_irr();
         let pin = pin as u8;
         if entry.trigger_mode() == Trigger::Level {
@@ -511,19 +529,16 @@ mod spec {
         pub(super) const RESET: Self = Self::new().with_masked(true);
 
         /// The bits that a guest may write.
-        const WRITABLE: u64 = {
-            let all = Self::new()
-                .with_vector(0xff)
-                .with_delivery_mode(7)
-                .with_destination_mode(DestinationMode::Logical)
-                .with_active_low(true)
-                .with_trigger(Trigger::Level)
-                .with_masked(true)
-                .with_remappable(true)
-                .with_extended_destination(0x7f)
-                .with_destination(0xff);
-            all.into_bits()
-        };
+        pub(super) const WRITABLE: Self = Self::new()
+            .with_vector(0xff)
+            .with_delivery_mode(7)
+            .with_destination_mode(DestinationMode::Logical)
+            .with_active_low(true)
+            .with_trigger(Trigger::Level)
+            .with_masked(true)
+            .with_remappable(true)
+            .with_extended_destination(0x7f)
+            .with_destination(0xff);
 
         /// The trigger mode that counts: NMI, SMI, INIT and ExtINT are edges whatever the bit says.
         pub(super) fn trigger_mode(self) -> Trigger {
@@ -544,14 +559,14 @@ mod spec {
             }
         }
 
-        /// Merges a written half into the entry; read-only bits stay, except that an edge pin has no
+        /// Merges the `writable` bits of a written half into the entry; the others stay, except that an edge pin has no
         /// remote IRR (Linux ends a level interrupt on version 0x11 by making the pin edge for a moment).
-        pub(super) fn write_half(&mut self, half: Half, value: u32) {
+        pub(super) fn write_half(&mut self, half: Half, value: u32, writable: Self) {
             let (written, shift) = match half {
                 Half::Low => (0xffff_ffff, 0),
                 Half::High => (0xffff_ffff << 32, 32),
             };
-            let mask = Self::WRITABLE & written;
+            let mask = writable.into_bits() & written;
             *self = Self::from_bits(self.into_bits() & !mask | u64::from(value) << shift & mask);
             if self.trigger_mode() == Trigger::Edge {
                 self.set_remote_irr(false);
@@ -559,7 +574,7 @@ mod spec {
         }
 
         pub(super) fn restored(bits: u64) -> Self {
-            let entry = Self::from_bits(bits & Self::WRITABLE);
+            let entry = Self::from_bits(bits & Self::WRITABLE.into_bits());
             let in_service = Self::from_bits(bits).remote_irr() && entry.trigger_mode() == Trigger::Level;
             entry.with_remote_irr(in_service)
         }

@@ -32,8 +32,8 @@ pub use resample::{LineEventfds, LineEventfdsError};
 pub use routes::{OpaqueRoute, RouteError};
 
 use crate::chip::ioapic::{Ioapic, IoapicState, WINDOW_SIZE, Written};
-use crate::hv::{HvError, Hypervisor, OpaqueTarget};
-use crate::line::{Line, Pin};
+use crate::hv::{Ends, HvError, Hypervisor, OpaqueTarget};
+use crate::line::{EdgeSource, Line, Pin};
 use crate::memory::Memory;
 use crate::msg::{DestinationFormat, RequesterId};
 use crate::remap::{Entries, Remapper};
@@ -87,6 +87,7 @@ pub struct Fabric(Arc<Inner>);
 struct Inner {
     core: Arc<Core>,
     ioapics: Box<[PlacedIoapic]>,
+    ends: Ends,
     /// The lines by GSI: those of the hypervisor's own chip, or of our IOAPICs' pins, one chip's after the other's.
     lines: Box<[Line]>,
 }
@@ -123,6 +124,14 @@ pub enum GsiError {
         /// The last one there is.
         last: u32,
     },
+    /// Nobody would learn of the end of its interrupts.
+    #[error(
+        "GSI {gsi} has no level line: the hypervisor hides ends of interrupts; there are edge sources and message vectors"
+    )]
+    NoLevel {
+        /// What was asked for.
+        gsi: u32,
+    },
     /// There are no pins at all.
     #[error("GSI {gsi} is not one of the machine's: it has no IOAPIC")]
     NoPins {
@@ -157,12 +166,20 @@ impl Fabric {
     // Devices.
 
     /// The line of a GSI. Take a [source](Line::source) of it for each device.
+    ///
+    /// There is none where the hypervisor [hides](Ends::Hidden) the ends of interrupts: a level that still stands could not be
+    /// delivered again. Devices that need no level take an [`edge_source`](Self::edge_source).
     pub fn line(&self, gsi: u32) -> Result<Line, GsiError> {
-        let lines = &self.0.lines;
-        lines.get(gsi as usize).cloned().ok_or(match lines.len().checked_sub(1) {
-            Some(last) => GsiError::OutOfRange { gsi, last: last as u32 },
-            None => GsiError::NoPins { gsi },
-        })
+        let line = self.0.line(gsi)?;
+        match self.0.ends {
+            Ends::Reported => Ok(line.clone()),
+            Ends::Hidden => Err(GsiError::NoLevel { gsi }),
+        }
+    }
+
+    /// A source of a GSI's line that sends edges and nothing else, on any hypervisor. The name is for reports only.
+    pub fn edge_source(&self, gsi: u32, name: impl Into<String>) -> Result<EdgeSource, GsiError> {
+        Ok(EdgeSource::new(self.0.line(gsi)?, name.into()))
     }
 
     /// A pair of eventfds that are a [resampling source](Line::resampling_source) of a GSI's line: what VFIO and vhost take for a level
@@ -353,6 +370,10 @@ impl FabricBuilder {
         let mut placed = Vec::with_capacity(ioapics.len());
         let mut restored = None;
         for (address, chip) in ioapics {
+            let chip = match capacity.ends {
+                Ends::Reported => chip,
+                Ends::Hidden => chip.with_edges_only(),
+            };
             let first_gsi = lines.len() as u32;
             let count = chip.pins() as u8;
             let port = Arc::new(IoapicPort::new(core.clone(), first_gsi, chip));
@@ -366,7 +387,7 @@ impl FabricBuilder {
         if let Some(since) = restored {
             core.table.publish(since, &*core.hypervisor)?;
         }
-        Ok(Fabric(Arc::new(Inner { core, ioapics: placed.into(), lines: lines.into() })))
+        Ok(Fabric(Arc::new(Inner { core, ioapics: placed.into(), ends: capacity.ends, lines: lines.into() })))
     }
 }
 
@@ -375,6 +396,13 @@ impl Inner {
         self.ioapics.iter().find_map(|ioapic| {
             let offset = address.checked_sub(ioapic.address)?;
             (offset < WINDOW_SIZE).then_some((ioapic, offset))
+        })
+    }
+
+    fn line(&self, gsi: u32) -> Result<&Line, GsiError> {
+        self.lines.get(gsi as usize).ok_or(match self.lines.len().checked_sub(1) {
+            Some(last) => GsiError::OutOfRange { gsi, last: last as u32 },
+            None => GsiError::NoPins { gsi },
         })
     }
 

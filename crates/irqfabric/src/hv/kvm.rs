@@ -3,7 +3,7 @@
 //! Linux `Documentation/virt/kvm/api.rst`: KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_SIGNAL_MSI,
 //! KVM_SET_GSI_ROUTING, KVM_CREATE_IRQCHIP, KVM_IRQ_LINE.
 
-use super::{Capacity, HvError, Hypervisor, OpaqueTarget, Route, Target};
+use super::{Capacity, Ends, HvError, Hypervisor, OpaqueTarget, Route, Target};
 use crate::line::{Level, Pin};
 use crate::msg::{Acceptance, Interrupt};
 use crate::sync::{EventFd, Mutex};
@@ -109,7 +109,7 @@ impl Hypervisor for Kvm {
         self.takes_events.get_or_init(|| self.probe_irqfd());
         // Some entries of the full irqchip's table share a GSI with another.
         let shared = self.fixed_routes().count() as u32 - self.pins().len() as u32;
-        Ok(Capacity { gsis: MAX_ROUTES - shared })
+        Ok(Capacity { gsis: MAX_ROUTES - shared, ends: Ends::Reported })
     }
 
     fn pins(&self) -> Vec<Arc<dyn Pin>> {

@@ -26,7 +26,7 @@ pub trait Hypervisor: Send + Sync {
     /// Prepares the virtual machine for our chips: called once, by
     /// [`FabricBuilder::build`](crate::fabric::FabricBuilder::build), before the first vCPU and before any other method.
     ///
-    /// GSIs below `pins` belong to our IOAPICs. From then on the end of a level interrupt that has a
+    /// GSIs below `pins` belong to our IOAPICs. From then on, unless the answer says [`Ends::Hidden`], the end of a level interrupt that has a
     /// [`Route`] there is reported to the vCPU's loop, which calls
     /// [`Fabric::end_of_interrupt`](crate::fabric::Fabric::end_of_interrupt).
     fn start(&self, pins: u32) -> Result<Capacity, HvError>;
@@ -71,11 +71,25 @@ pub trait Hypervisor: Send + Sync {
     }
 }
 
-/// How much a hypervisor has room for.
+/// What a hypervisor has room for, and what it can tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// GSIs that can have a route: 0 up to but not this one.
     pub gsis: u32,
+    /// Whether ends of interrupts come back.
+    pub ends: Ends,
+}
+
+/// What becomes of the end of a level interrupt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ends {
+    /// It reaches the chip that sent the interrupt: ours by [`Fabric::end_of_interrupt`](crate::fabric::Fabric::end_of_interrupt),
+    /// the hypervisor's own without us.
+    #[default]
+    Reported,
+    /// Nobody outside the guest learns of it, as with TDX: there are no level lines, and the pins of our IOAPICs are
+    /// [edge-triggered](crate::chip::ioapic::Ioapic::with_edges_only) whatever the guest writes.
+    Hidden,
 }
 
 /// A route: what a GSI stands for in the hypervisor's table.

@@ -116,3 +116,55 @@ fn a_superio_device_triggers_a_source_as_it_is() {
     vm_superio::Trigger::trigger(&line.source("serial")).unwrap();
     assert_eq!(*probe.0.lock(), [Level::High, Level::Low]);
 }
+
+#[test]
+fn an_edge_source_pulses_and_holds_nothing() {
+    let (line, probe) = probed();
+    let source = EdgeSource::new(&line, "timer".into());
+    source.pulse();
+    EdgeInterrupt::trigger(&source);
+    let edges = [Level::High, Level::Low, Level::High, Level::Low];
+    assert_eq!((line.level(), &probe.0.lock()[..], line.stats()[0].raised), (Level::Low, &edges[..], 2));
+}
+
+/// Chips that are not ours: they lower the wire before we hear of it.
+#[derive(Default)]
+struct Foreign {
+    started: Mutex<usize>,
+    raised: Mutex<usize>,
+}
+
+impl Resampler for Arc<Foreign> {
+    fn start(&self, _: &Line) -> io::Result<()> {
+        *self.started.lock() += 1;
+        Ok(())
+    }
+
+    fn raise(&self) {
+        *self.raised.lock() += 1;
+    }
+}
+
+#[test]
+fn on_a_foreign_pin_resampling_sources_are_raised_by_the_resampler_and_plain_ones_by_the_pin() {
+    let (probe, foreign) = (Arc::new(Probe::default()), Arc::new(Foreign::default()));
+    let line = Line::to_foreign_pin(probe.clone(), foreign.clone());
+    let told = Arc::new(Mutex::new(0));
+    let count = told.clone();
+    let resampling = line.resampling_source("a", move || *count.lock() += 1).unwrap();
+    let plain = line.source("b");
+    assert_eq!(*foreign.started.lock(), 1);
+    resampling.raise();
+    resampling.raise();
+    assert_eq!((*foreign.raised.lock(), line.level(), probe.0.lock().len()), (1, Level::High, 0));
+    plain.raise();
+    assert_eq!(*probe.0.lock(), [Level::High]);
+    line.acknowledge();
+    assert_eq!((*told.lock(), resampling.level(), line.level()), (1, Level::Low, Level::High));
+    assert_eq!(*probe.0.lock(), [Level::High], "the chips have seen to it themselves");
+    line.acknowledge();
+    assert_eq!(*told.lock(), 1);
+    plain.lower();
+    resampling.raise();
+    assert_eq!((&probe.0.lock()[..], *foreign.raised.lock()), (&[Level::High, Level::Low][..], 2));
+}
