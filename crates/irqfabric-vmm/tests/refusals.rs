@@ -45,7 +45,7 @@ fn options_that_cannot_be_are_refused_before_anything_is_done() {
 
 #[test]
 fn a_test_guest_has_vectors_for_so_many_eventfds_and_no_more() {
-    assert!(sentence(&irqfabric(&["run", "--vectors", "87"])).contains("more than 86"));
+    assert!(sentence(&irqfabric(&["run", "--vectors", "85"])).contains("more than 84"));
     assert_eq!(irqfabric(&["run", "--seconds", "1", "--count", "1"]).status.code(), Some(2));
 }
 

@@ -8,6 +8,7 @@ mod l1;
 pub mod linux;
 mod moves;
 mod pci;
+mod shared;
 mod vfio;
 
 pub use evidence::Evidence;
@@ -84,6 +85,6 @@ pub fn all(scale: Scale) -> Vec<Scenario> {
     list.extend([1, 2, 4].map(linux::boots));
     list.extend([linux::thirty_disks(), linux::same_as_kernel_irqchip(), moves::under_load(scale)]);
     list.extend([pci::linux(), pci::without_msix(), moves::msix_under_load(scale)]);
-    list.extend([vfio::refusals(), vfio::intx(), vfio::messages()]);
+    list.extend([shared::level(scale), vfio::refusals(), vfio::intx(), vfio::messages()]);
     list
 }

@@ -4,11 +4,12 @@
 
 use super::disks::{Disks, Image, MmioDisk, PCI_PIN, PassedThrough, PciDisk, gsi_of};
 use super::layout;
+use crate::devices::pair::Pair;
 use crate::devices::pci::{self, Bus, LAST_PORT, PORTS, Ports, Window};
 use crate::devices::vfio::{self, Container, Slots, Sysfs};
 use crate::devices::virtio::{
-    self, Device, Disk, Doorbells, Function, LineInterrupt, Mmio, Place, QUEUE_NOTIFY, REGISTERS_SIZE, SIZE, Signals,
-    VECTORS_BAR,
+    self, Device, Disk, Doorbells, Function, LineInterrupt, Mmio, Place, QUEUE_NOTIFY, REGISTERS_SIZE, SIZE, SignalBy,
+    Signals, VECTORS_BAR,
 };
 use crate::error::Error;
 use crate::machine::Machine;
@@ -28,14 +29,24 @@ pub struct NamedVectors {
 /// The first memory slot of KVM's that a device may have: memory itself has those below.
 const FIRST_SLOT: u32 = 16;
 
+/// What is told of devices that no line and no fabric tells.
+#[derive(Default)]
+pub struct Attached {
+    /// The vectors of those that have some.
+    pub vectors: Vec<NamedVectors>,
+    /// The pairs of eventfds, by the devices' names.
+    pub pairs: Vec<(String, Arc<Pair>)>,
+}
+
 /// All of them. A machine without a PCI function has no PCI bus either.
-pub fn attach(disks: &Disks, machine: &mut Machine) -> Result<Vec<NamedVectors>, Error> {
+pub fn attach(disks: &Disks, machine: &mut Machine) -> Result<Attached, Error> {
+    let mut pairs = Vec::new();
     for disk in &disks.mmio {
-        attach_mmio(disk, machine)?;
+        pairs.extend(attach_mmio(disk, machine)?.map(|pair| (disk.image.name.clone(), pair)));
     }
     let count = disks.slots().count();
     if count == 0 {
-        return Ok(Vec::new());
+        return Ok(Attached { vectors: Vec::new(), pairs });
     }
     let mut functions: Vec<Arc<dyn pci::Function>> = Vec::with_capacity(count);
     let mut named = Vec::with_capacity(count);
@@ -52,7 +63,7 @@ pub fn attach(disks: &Disks, machine: &mut Machine) -> Result<Vec<NamedVectors>,
     let bus = Arc::new(Bus::new(functions));
     machine.register_pio(PORTS, LAST_PORT - PORTS + 1, Arc::new(Ports::new(bus.clone())))?;
     machine.register_mmio(layout::PCI.start, layout::PCI.end - layout::PCI.start, Arc::new(Window(bus)))?;
-    Ok(named)
+    Ok(Attached { vectors: named, pairs })
 }
 
 /// What can be refused without a machine.
@@ -84,9 +95,18 @@ fn open(image: &Image) -> Result<Disk, Error> {
     Disk::open(&image.option.path, image.option.read_only, &image.name)
 }
 
-fn attach_mmio(disk: &MmioDisk, machine: &mut Machine) -> Result<(), Error> {
-    let source = machine.fabric().line(disk.gsi)?.source(&disk.image.name);
-    let interrupt = Arc::new(LineInterrupt::new(source, disk.trigger));
+fn attach_mmio(disk: &MmioDisk, machine: &mut Machine) -> Result<Option<Arc<Pair>>, Error> {
+    let (interrupt, pair) = match disk.signal_by {
+        SignalBy::Call => {
+            let source = machine.fabric().line(disk.gsi)?.source(&disk.image.name);
+            (LineInterrupt::new(source, disk.trigger), None)
+        }
+        SignalBy::Eventfd => {
+            let pair = Pair::new(machine.fabric(), disk.gsi, &disk.image.name)?;
+            (LineInterrupt::by_eventfds(pair.clone())?, Some(pair))
+        }
+    };
+    let interrupt = Arc::new(interrupt);
     let device = Device::new(open(&disk.image)?, machine.memory().clone(), interrupt.clone())?;
     for queue in 0..device.queues() {
         let notify = IoEventAddress::Mmio(disk.address + QUEUE_NOTIFY);
@@ -95,7 +115,8 @@ fn attach_mmio(disk: &MmioDisk, machine: &mut Machine) -> Result<(), Error> {
             bound.map_err(Error::kvm("KVM_IOEVENTFD"))?;
         }
     }
-    machine.register_mmio(disk.address, SIZE, Arc::new(Mmio::new(device, interrupt)))
+    machine.register_mmio(disk.address, SIZE, Arc::new(Mmio::new(device, interrupt)))?;
+    Ok(pair)
 }
 
 fn function(disk: &PciDisk, machine: &Machine, bars: &mut Bars) -> Result<(Function, Box<[MsiVector]>), Error> {

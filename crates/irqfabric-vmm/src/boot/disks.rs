@@ -55,6 +55,8 @@ pub struct MmioDisk {
     pub gsi: u32,
     /// How it interrupts.
     pub trigger: Trigger,
+    /// How it raises a level.
+    pub signal_by: SignalBy,
     /// Whether another disk is on the same line.
     pub shared: bool,
 }
@@ -132,8 +134,8 @@ fn plan_mmio(images: Vec<Image>, irqchip: IrqchipKind, taken: impl Fn(u32) -> bo
         IrqchipKind::Kernel => PINS,
     };
     let wishes = |image: &Image| match image.option.interface {
-        Interface::Mmio { trigger, gsi } => (trigger, gsi),
-        Interface::Pci { .. } => (Trigger::Level, None),
+        Interface::Mmio { trigger, gsi, signal_by } => (trigger, gsi, signal_by),
+        Interface::Pci { signal_by, .. } => (Trigger::Level, None, signal_by),
     };
     let chosen: Vec<u32> = images.iter().filter_map(|image| wishes(image).1).collect();
     let free = (FIRST_GSI..pins).filter(|gsi| !taken(*gsi));
@@ -143,7 +145,7 @@ fn plan_mmio(images: Vec<Image>, irqchip: IrqchipKind, taken: impl Fn(u32) -> bo
     let mut disks = Vec::with_capacity(count);
     let mut lines: HashMap<u32, (Trigger, usize)> = HashMap::new();
     for (image, address) in images.into_iter().zip((layout::VIRTIO..).step_by(layout::VIRTIO_STEP)) {
-        let (trigger, gsi) = wishes(&image);
+        let (trigger, gsi, signal_by) = wishes(&image);
         let gsi = gsi.or_else(|| free.next()).ok_or_else(|| too_many(count, room, irqchip))?;
         if gsi >= pins || taken(gsi) {
             let why = format!("gsi={gsi}: disks can have GSIs up to {} but not the serial port's, nor PCI's", pins - 1);
@@ -155,7 +157,7 @@ fn plan_mmio(images: Vec<Image>, irqchip: IrqchipKind, taken: impl Fn(u32) -> bo
             return Err(Error::file("disk", &image.option.path, why));
         }
         line.1 += 1;
-        disks.push(MmioDisk { image, address, gsi, trigger, shared: false });
+        disks.push(MmioDisk { image, address, gsi, trigger, signal_by, shared: false });
     }
     for disk in &mut disks {
         disk.shared = lines.get(&disk.gsi).is_some_and(|(_, users)| *users > 1);

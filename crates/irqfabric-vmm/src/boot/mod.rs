@@ -20,6 +20,7 @@ use crate::devices::serial::{self, SerialPort};
 use crate::error::Error;
 use crate::machine::{Config, Host, Irqchip, Machine, Stop, Stopped};
 use crate::testdev;
+use attach::Attached;
 use disks::Disks;
 use irqfabric::chip::ioapic::Ioapic;
 use options::{IrqchipKind, Profile};
@@ -47,11 +48,11 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     if args.irqchip == IrqchipKind::Kernel {
         firmware::silence_pic(machine.vm())?;
     }
-    let mut vectors = Vec::new();
+    let mut attached = Attached::default();
     match args.profile {
         Profile::Linux => {
             power::attach(&mut machine)?;
-            vectors = attach::attach(&disks, &mut machine)?;
+            attached = attach::attach(&disks, &mut machine)?;
             firmware::install_reset_vector(machine.memory())?;
             let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &acpi::ioapics(&machine), disks: &disks };
             let rsdp = tables.write(machine.memory())?;
@@ -64,7 +65,7 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     }
     let target = args.report.as_deref().map(report::Target::create).transpose()?;
     let stopped = run(machine, serial)?;
-    let report = Report::new(args.irqchip, &apic_ids, &stopped, &vectors);
+    let report = Report::new(args.irqchip, &apic_ids, &stopped, &attached);
     eprint!("{report}");
     if let Stop::Crash(crash) = &stopped.stop {
         eprint!("{}", report::PostMortem(crash));

@@ -1,6 +1,7 @@
 //! The devices of the reference machines. Those with an interrupt hold a line source and know nothing else of the fabric.
 
 pub mod console;
+pub mod pair;
 pub mod pci;
 pub mod power;
 pub mod serial;
