@@ -196,7 +196,7 @@ pub(super) fn settle(core: &Arc<Core>, left: Vec<(Arc<Vector>, Reroute)>) {
     if core.detach_cost.load().saturating_mul(count) < core.table.expected_commit() {
         side_by_side(&stale, |vector| vector.detach(Event::Evict));
     } else if core.publish(newest) {
-        stale.iter().for_each(|vector| vector.rerouted());
+        stale.iter().for_each(|vector| vector.rerouted(newest));
     } else {
         side_by_side(&stale, |vector| vector.detach(Event::Forget));
     }
@@ -207,12 +207,11 @@ pub(super) fn settle(core: &Arc<Core>, left: Vec<(Arc<Vector>, Reroute)>) {
 /// A translation that comes out the same costs no system call. Our own work grows with the vectors concerned only.
 pub(super) fn invalidate(core: &Arc<Core>, entries: &Entries) {
     let Some(remapper) = core.translation.write() else { return };
-    let vectors = core.cookies.covered(entries);
-    let mut left = Vec::new();
-    for vector in vectors {
+    let reroute = |vector: Arc<Vector>| {
         let reroute = vector.invalidate(&**remapper);
-        left.push((vector, reroute));
-    }
+        (vector, reroute)
+    };
+    let left = core.cookies.covered(entries).into_iter().map(reroute).collect();
     // Nobody translates by the old entries any more; the vectors are dropped, if we are their last, without the lock.
     drop(remapper);
     settle(core, left);
