@@ -125,8 +125,8 @@ impl MsiVectors {
         let messages: Vec<_> =
             messages.map(|(index, message)| Ok((self.get(index)?, message))).collect::<Result<_, _>>()?;
         let remapper = self.core.translation.read();
-        let reroute = |&(vector, message): &(&Arc<Vector>, _)| (vector.clone(), vector.program(message, &*remapper));
-        let left = messages.iter().map(reroute).collect();
+        let left: Vec<_> =
+            messages.iter().map(|&(vector, message)| (vector, vector.program(message, &*remapper))).collect();
         drop(remapper);
         settle(&self.core, left);
         prefill(&self.core, &messages.iter().map(|&(vector, _)| vector).collect::<Vec<_>>());
