@@ -32,8 +32,8 @@ pub fn ioapic(testbed: &Testbed, live: &Live) -> Result<(PathBuf, usize)> {
     let accesses = accesses(&evidence.text("stderr")?)?;
     ensure!(!accesses.is_empty(), "the guest never touched the IOAPIC");
     let mut text = format!(
-        "# Every access to the IOAPIC's registers of stock Linux ({}; {KERNEL_ARGUMENTS}) from power-on to\n\
-         # power-off, on {CPUS} CPUs, with {DISKS} disks on level pins. Recorded by `cargo xtask testbed record-ioapic`.\n",
+        "# Every access of stock Linux to the IOAPIC's registers from power-on to power-off: {CPUS} CPUs, {DISKS} disks on level pins.\n\
+         # {}\n# {KERNEL_ARGUMENTS}\n# Recorded by `cargo xtask testbed record-ioapic`.\n",
         testbed.about.kernel_package
     );
     for access in &accesses {

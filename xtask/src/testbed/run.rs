@@ -116,7 +116,7 @@ pub fn play(testbed: &Testbed, scenario: &Scenario, live: &Live) -> Result<Evide
     }
     let text = fs::read(&console).with_context(|| format!("cannot read {}", console.display()))?;
     let console = String::from_utf8_lossy(&text).replace('\r', "");
-    Ok(Evidence { end, console, files: unpack(&files)? })
+    Ok(Evidence { console, files: unpack(&files)? })
 }
 
 fn l2_image(testbed: &Testbed, linux: &Linux, scratch: &Path, live: &Live) -> Result<PathBuf> {
