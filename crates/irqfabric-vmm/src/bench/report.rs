@@ -122,14 +122,14 @@ impl Report {
 
     fn under_contention(&self) -> Vec<String> {
         let mut lines = vec![format!(
-            "{:<20}{:>8}{:>9}{:>9}{:>6}{:>8}{:>8}{:>9}",
-            "row", "threads", "ours", "floor", "ratio", "p99", "max", "floor p99"
+            "{:<19}{:>8}{:>9}{:>9}{:>6}{:>8}{:>9}{:>11}",
+            "row", "threads", "ours", "floor", "ratio", "p99", "max", "floor's p99"
         )];
         for (name, contended) in self.contended() {
             for Threads { count, ours, floor } in &contended.runs {
                 let (rate, bare) = (ours.rates.median(), floor.rates.median());
                 lines.push(format!(
-                    "{name:<20}{count:>8}{:>9}{:>9}{:>6}{:>8}{:>8}{:>9}",
+                    "{name:<19}{count:>8}{:>9}{:>9}{:>6}{:>8}{:>9}{:>11}",
                     per_second(rate),
                     per_second(bare),
                     ratio(rate / bare),

@@ -144,9 +144,14 @@ impl MsiVectors {
         masking: Masking,
     ) -> Result<(), VectorIndexError> {
         let vectors: Vec<_> = indexes.into_iter().map(|index| self.get(index)).collect::<Result<_, _>>()?;
-        side_by_side(&vectors, |vector| vector.set_masking(masking));
         if masking == Masking::Unmasked {
+            vectors.iter().for_each(|vector| vector.set_masking(masking));
             prefill(&self.core, &vectors);
+        } else {
+            // Only a detach takes longer than starting a thread for it.
+            let (hot, others): (Vec<_>, Vec<_>) = vectors.into_iter().partition(|vector| vector.is_hot());
+            others.iter().for_each(|vector| vector.set_masking(masking));
+            side_by_side(&hot, |vector| vector.set_masking(masking));
         }
         Ok(())
     }

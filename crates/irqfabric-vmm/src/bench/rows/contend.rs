@@ -22,6 +22,9 @@ const THREADS: [usize; 4] = [1, 2, 4, 8];
 /// Operations that all threads share out among them in a round.
 const OPERATIONS: usize = 8192;
 
+/// What takes longer than a minute is taken for one.
+const LONGEST: u64 = 60_000_000_000;
+
 /// One way to contend.
 pub struct Contended {
     pub operation: &'static str,
@@ -96,8 +99,7 @@ fn contended(
 
 impl Side {
     fn new() -> Self {
-        // Two significant figures, of as long as it takes.
-        let latency = Histogram::new(2).expect("hdrhistogram takes 0 to 5");
+        let latency = Histogram::new_with_max(LONGEST, 3).expect("bounds that hdrhistogram takes");
         Self { rates: Samples::default(), latency, writes: Samples::default() }
     }
 

@@ -56,7 +56,7 @@ pub fn ioapic_setup(rounds: Rounds) -> Result<Measured, Error> {
 pub fn level_move(rounds: Rounds) -> Result<Measured, Error> {
     let machine = Machine::new(Promotion::Never)?;
     let raw = Raw::new()?;
-    let table = table(24)?;
+    let (own, whole) = (table(1)?, table(24)?);
     let source = machine.fabric.line(20)?.source("level");
     let mut vectors = (FIRST..=FIRST + 1).cycle();
     let mut moved = || {
@@ -77,9 +77,9 @@ pub fn level_move(rounds: Rounds) -> Result<Measured, Error> {
         done += 1;
         Ok(time(&mut moved))
     };
-    let mut floor = || try_time(|| raw.commit(&table).and_then(|()| signal(&raw.vm, msi(0))));
+    let mut floor = || try_time(|| raw.commit(&own).and_then(|()| signal(&raw.vm, msi(0))));
     let mut usual = || {
-        let commits = commits(&raw, &table, 4)?;
+        let commits = commits(&raw, &whole, 4)?;
         Ok(commits + try_time(|| signal(&raw.vm, msi(0)))?)
     };
     let [ours, floor, usual] = rounds.measure(1, [&mut ours, &mut floor, &mut usual])?;

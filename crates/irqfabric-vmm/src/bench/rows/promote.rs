@@ -4,26 +4,30 @@
 //! many attaches, each with the read that takes what the kernel left; the usual way grows the table by one route a commit.
 
 use super::super::error::Error;
-use super::super::machine::{Machine, program_all};
+use super::super::machine::{ADDRESS, Machine, vector_of};
 use super::super::measure::{Rounds, try_time};
 use super::super::raw::{Raw, from_entries, route, table};
 use super::Measured;
-use irqfabric::fabric::Promotion;
+use irqfabric::fabric::{Program, Promotion};
 use irqfabric::msg::Masking;
 use vmm_sys_util::eventfd::EventFd;
 
 pub fn promotion(rounds: Rounds, count: usize) -> Result<Measured, Error> {
     let machine = Machine::new(Promotion::Prefill)?;
     let vectors = machine.vectors(count)?;
-    program_all(&vectors)?;
     let raw = Raw::new()?;
     let bound = raw.hot(count)?;
     let whole = table(count)?;
     let set = |masking| vectors.set_masking(0..count, masking).map_err(Error::from);
     let (mut calls, mut done) = (0, 0);
+    let program = |first: usize| {
+        let program = |index| Program { index, address: ADDRESS, data: vector_of(first + index).into() };
+        Ok::<_, Error>(vectors.program_all(&(0..count).map(program).collect::<Vec<_>>())?)
+    };
     let mut ours = || {
-        // A function that is switched off gives its routes up.
+        // A function that is switched off gives its routes up, and other messages need other ones.
         set(Masking::Disabled)?;
+        program(done as usize % 2)?;
         let before = machine.system_calls();
         let took = try_time(|| set(Masking::Unmasked))?;
         calls += machine.system_calls() - before;
