@@ -18,8 +18,8 @@ const BY_EVENTFDS: &str = "disk2";
 /// Interrupts, and the seconds in which they must have come.
 fn load(scale: Scale) -> (u64, u64) {
     match scale {
-        Scale::Quick => (5_000, 90),
-        Scale::Full => (100_000, 1_200),
+        Scale::Quick => (5_000, 240),
+        Scale::Full => (100_000, 2_400),
     }
 }
 
