@@ -300,19 +300,19 @@ impl Own {
     }
 
     /// Little-endian; zeros behind the end.
-    fn word(&self, at: u8) -> u16 {
+    fn word(&self, at: impl Into<usize>) -> u16 {
         self.dword(at) as u16
     }
 
-    fn dword(&self, at: u8) -> u32 {
+    fn dword(&self, at: impl Into<usize>) -> u32 {
         let mut bytes = self.0.iter().skip(at.into()).copied().chain(std::iter::repeat(0));
         u32::from_le_bytes(std::array::from_fn(|_| bytes.next().unwrap_or_default()))
     }
 
     fn identity(&self) -> Identity {
         Identity {
-            vendor: self.word(0),
-            device: self.word(2),
+            vendor: self.word(0u8),
+            device: self.word(2u8),
             revision: self.byte(at::CLASS),
             class: self.dword(at::CLASS) >> 8,
             subsystem_vendor: self.word(at::SUBSYSTEM),
@@ -346,7 +346,7 @@ impl Own {
 
     /// MSI with what the device has of it (6.8.1.3).
     fn msi(&self, at: u8) -> Result<Msi, String> {
-        let control = self.word(at + 2);
+        let control = self.word(usize::from(at) + 2);
         let msi = Msi::new(1u8.checked_shl(u32::from(control >> 1 & 7)).unwrap_or_default());
         let msi = msi.map_err(|error| format!("its MSI capability: {error}"))?;
         let msi = if control & 1 << 7 == 0 { msi.with_32_bit_address() } else { msi };
@@ -355,6 +355,7 @@ impl Own {
 
     /// MSI-X likewise (6.8.2.3 to 6.8.2.5).
     fn msix(&self, at: u8) -> Result<Msix, String> {
+        let at = usize::from(at);
         let vectors = (self.word(at + 2) & 0x7ff) + 1;
         let location = |register: u32| Location { bar: (register & 7) as u8, offset: register & !7 };
         let (table_at, pba_at) = (location(self.dword(at + 4)), location(self.dword(at + 8)));

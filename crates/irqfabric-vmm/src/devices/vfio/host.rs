@@ -91,6 +91,17 @@ impl Mapped {
     }
 }
 
+#[cfg(test)]
+impl Mapped {
+    /// Memory that stands for a device's.
+    pub fn anonymous(length: u64) -> Self {
+        let (length, protection) = (length as usize, ProtFlags::READ | ProtFlags::WRITE);
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe { rustix::mm::mmap_anonymous(null_mut(), length, protection, MapFlags::PRIVATE) };
+        Self { start: start.expect("a few pages"), length }
+    }
+}
+
 impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY: `start` and `length` are those of one mapping that nobody else unmaps, and whoever gave its address to KVM

@@ -23,3 +23,6 @@ pub use bars::Slots;
 pub use function::{Function, Place};
 pub use host::Container;
 pub use sysfs::Sysfs;
+
+#[cfg(test)]
+mod tests;
