@@ -1,4 +1,5 @@
-//! The devices of the reference machines. Those with an interrupt hold a line source and know nothing else of the fabric.
+//! The devices of the reference machines. Those with an interrupt hold a line source, vectors or a pair of eventfds, and know
+//! nothing else of the fabric.
 
 pub mod console;
 pub mod pair;

@@ -38,9 +38,8 @@ const BAR_64_BIT: u32 = 2 << 1;
 /// As many as fit, whatever a broken list says.
 const MOST_CAPABILITIES: usize = (SIZE - at::FREE as usize) / 4;
 
-/// Capabilities that the guest does not see, and how many bytes each has.
-const POWER_MANAGEMENT: (u8, usize) = (0x01, 8);
-const ENHANCED_ALLOCATION: (u8, usize) = (0x14, 4);
+/// Capabilities that the guest does not see, and how many bytes each has: power management, Enhanced Allocation.
+const HIDDEN: [(u8, usize); 2] = [(0x01, 8), (0x14, 4)];
 
 /// What the guest wants the function to signal with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +110,7 @@ impl Config {
         }
         let mut config = Self { header, ours: [false; SIZE], pin, bars, msi: None, msix: None };
         for range in [at::HEADER_TYPE..at::HEADER_TYPE + 1, at::BARS, at::ROM, at::INTERRUPT] {
-            config.own(range.start, range.len());
+            config.claim(range.start, range.len());
         }
         config.take_capabilities(&own, shape.only_pin)?;
         device.write(Region::Configuration, at::COMMAND.into(), &[0; 2]);
@@ -121,47 +120,40 @@ impl Config {
     /// Makes the list anew, without what the guest is not to see.
     fn take_capabilities(&mut self, own: &Own, only_pin: bool) -> Result<(), String> {
         let mut link = at::CAPABILITIES;
-        self.own(link, 1);
+        self.claim(link, 1);
         for (at, id) in own.capabilities() {
-            let hidden = match id {
-                id if id == POWER_MANAGEMENT.0 => Some(POWER_MANAGEMENT.1),
-                id if id == ENHANCED_ALLOCATION.0 => Some(ENHANCED_ALLOCATION.1),
-                capability::MSI if only_pin => Some(own.msi(at)?.size()),
-                capability::MSIX if only_pin => Some(own.msix(at)?.size()),
-                _ => None,
-            };
-            let fits = |size| usize::from(at) + size <= SIZE;
-            match (hidden, id) {
-                (Some(size), _) => self.own(at, size),
-                (None, capability::MSI) => {
+            let seen = match id {
+                capability::MSI => {
                     let msi = own.msi(at)?;
-                    if !fits(msi.size()) {
-                        return Err("its MSI capability goes beyond configuration space".into());
-                    }
-                    self.own(at, msi.size());
-                    self.msi = Some((at, msi));
+                    self.claim(at, msi.size());
+                    self.msi = (!only_pin).then_some((at, msi));
+                    !only_pin
                 }
-                (None, capability::MSIX) => {
+                capability::MSIX => {
                     let msix = own.msix(at)?;
-                    if !fits(msix.size()) {
-                        return Err("its MSI-X capability goes beyond configuration space".into());
-                    }
-                    self.own(at, msix.size());
-                    self.msix = Some((at, msix));
+                    self.claim(at, msix.size());
+                    self.msix = (!only_pin).then_some((at, msix));
+                    !only_pin
                 }
-                (None, _) => self.own(at + 1, 1),
-            }
-            if hidden.is_none() {
+                _ => {
+                    let hidden = HIDDEN.iter().find(|(hidden, _)| *hidden == id);
+                    // Of any other only the pointer to the next is ours.
+                    let (at, size) = hidden.map_or((at + 1, 1), |(_, size)| (at, *size));
+                    self.claim(at, size);
+                    hidden.is_none()
+                }
+            };
+            if seen {
                 self.header.put(link.into(), &[at]);
                 link = at + 1;
             }
         }
         self.show_messages();
-        // The list's last pointer is still zero, and MSI's and MSI-X's own are read-only in their machines.
         Ok(())
     }
 
-    fn own(&mut self, at: u8, size: usize) {
+    /// The header answers these bytes.
+    fn claim(&mut self, at: u8, size: usize) {
         self.ours.iter_mut().skip(at.into()).take(size).for_each(|ours| *ours = true);
     }
 
@@ -350,15 +342,25 @@ impl Own {
         let msi = Msi::new(1u8.checked_shl(u32::from(control >> 1 & 7)).unwrap_or_default());
         let msi = msi.map_err(|error| format!("its MSI capability: {error}"))?;
         let msi = if control & 1 << 7 == 0 { msi.with_32_bit_address() } else { msi };
-        Ok(if control & 1 << 8 == 0 { msi.without_masking() } else { msi })
+        let msi = if control & 1 << 8 == 0 { msi.without_masking() } else { msi };
+        fits(at, msi.size()).then_some(msi).ok_or_else(|| "its MSI capability goes beyond configuration space".into())
     }
 
     /// MSI-X likewise (6.8.2.3 to 6.8.2.5).
     fn msix(&self, at: u8) -> Result<Msix, String> {
-        let at = usize::from(at);
-        let vectors = (self.word(at + 2) & 0x7ff) + 1;
-        let location = |register: u32| Location { bar: (register & 7) as u8, offset: register & !7 };
-        let (table_at, pba_at) = (location(self.dword(at + 4)), location(self.dword(at + 8)));
-        Msix::with_layout(vectors, table_at, pba_at).map_err(|error| format!("its MSI-X capability: {error}"))
+        let vectors = (self.word(usize::from(at) + 2) & 0x7ff) + 1;
+        let location = |register: usize| {
+            let value = self.dword(usize::from(at) + register);
+            Location { bar: (value & 7) as u8, offset: value & !7 }
+        };
+        let msix = Msix::with_layout(vectors, location(4), location(8));
+        let msix = msix.map_err(|error| format!("its MSI-X capability: {error}"))?;
+        fits(at, msix.size())
+            .then_some(msix)
+            .ok_or_else(|| "its MSI-X capability goes beyond configuration space".into())
     }
+}
+
+fn fits(at: u8, size: usize) -> bool {
+    usize::from(at) + size <= SIZE
 }
