@@ -161,6 +161,7 @@ fn without(range: Range<u64>, hole: &Range<u64>) -> [Range<u64>; 2] {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "lists of ranges are what is meant")]
 mod tests {
     use super::*;
     use irqfabric::pci::msix::Location;

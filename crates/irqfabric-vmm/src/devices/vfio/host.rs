@@ -8,6 +8,7 @@ use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::VmFd;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::ffi::c_void;
+use std::iter::once;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::null_mut;
@@ -225,7 +226,10 @@ impl Physical for Device {
             _ => None,
         });
         // Without that capability all of it is (VFIO_REGION_INFO_CAP_SPARSE_MMAP in linux/vfio.h).
-        sparse.map_or(vec![0..size], |areas| areas.iter().map(|area| area.offset..area.offset + area.size).collect())
+        match sparse {
+            Some(areas) => areas.iter().map(|area| area.offset..area.offset + area.size).collect(),
+            None => once(0..size).collect(),
+        }
     }
 
     fn map(&self, bar: u8, part: Range<u64>) -> Result<Mapped, String> {

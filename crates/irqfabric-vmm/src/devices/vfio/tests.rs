@@ -112,7 +112,7 @@ impl Physical for Handle {
     }
 
     fn mappable(&self, bar: u8) -> Vec<Range<u64>> {
-        if bar == 0 { vec![0..SIZES[0]] } else { Vec::new() }
+        std::iter::once(0..SIZES[0]).filter(|_| bar == 0).collect()
     }
 
     fn map(&self, _: u8, part: Range<u64>) -> Result<Mapped, String> {
