@@ -6,7 +6,7 @@
 //!   "lines": [ { "gsi": 5, "name": "disk0", "raised": 61, "delivered": 61, "refused": 0, "ended": 61 } ],
 //!   "pairs": [ { "device": "disk2", "triggered": 61, "resampled": 61 } ],
 //!   "vectors": [ { "device": "disk1", "vector": 1, "signalled": 61, "delivered": 61, "hot": false } ],
-//!   "promotions": 0, "wakeups": 0,
+//!   "promotions": 0, "wakeups": 0, "brakes": 0,
 //!   "kvm": { "deliveries": 123, "refused": 0, "commits": 3 },
 //!   "messages": { "memory_writes": 0, "dropped": 0, "host_errors": 0 },
 //!   "exits": [ { "kind": "ioapic-eoi", "count": 61, "seconds": 0.0001, "per_vcpu": [61, 0] } ] }
@@ -21,9 +21,10 @@
 //! There is an entry of `pairs` for each device with a level line by two eventfds: how often it wrote the one, and how often
 //! it was told by the other that the guest had ended an interrupt.
 //!
-//! There is an entry of `vectors` for each MSI or MSI-X vector of a PCI device. What KVM delivers for a `hot` one, from its eventfd
-//! by its irqfd, is in neither count: it passes nobody who could count it. `promotions` counts how often a vector became
-//! hot, `wakeups` how often the fabric's thread woke up to deliver for one that was not.
+//! There is an entry of `vectors` for each MSI or MSI-X vector of a PCI device. What KVM delivers for a `hot` one, from
+//! its eventfd by its irqfd, is in neither count: it passes nobody who could count it. `promotions` counts how often a vector
+//! became hot, `wakeups` how often the fabric's thread woke up to deliver for one that was not. `brakes` counts the level
+//! interrupts that were made to wait because they came back at every end, ten thousand times in a row.
 
 use super::attach::{Attached, NamedVectors};
 use super::options::IrqchipKind;
@@ -54,6 +55,7 @@ pub struct Report {
     vectors: Vec<Vector>,
     promotions: u64,
     wakeups: u64,
+    brakes: u64,
     kvm: Calls,
     messages: Messages,
     exits: Vec<ExitTally>,
@@ -134,6 +136,7 @@ impl Report {
             vectors: attached.vectors.iter().flat_map(vectors_of).collect(),
             promotions: stats.promotions,
             wakeups: stats.wakeups,
+            brakes: stats.brakes,
             kvm: stopped.calls,
             messages: Messages {
                 memory_writes: stats.memory_writes,
@@ -192,6 +195,9 @@ impl fmt::Display for Report {
         }
         for PairReport { device, stats: PairStats { triggered, resampled } } in &self.pairs {
             writeln!(f, "{:>7}{device} by eventfds: {triggered} triggers, {resampled} resamples", "")?;
+        }
+        if self.brakes > 0 {
+            writeln!(f, "{:>7}{} times a level was made to wait that came back at every end", "", self.brakes)?;
         }
         if !self.vectors.is_empty() {
             let Self { promotions, wakeups, .. } = self;
@@ -300,7 +306,7 @@ mod tests {
         let lines = vec![LineStats { gsi: 383, sources: vec![source("disk0"), source("disk1")], pin }];
         let mut exits = Exits::default();
         exits.note(Exit::bare(ExitKind::IoapicEoi, 0x31), Duration::from_micros(1500));
-        let stats = Stats { lines, commits: 7, ..Stats::default() };
+        let stats = Stats { lines, commits: 7, brakes: u64::from(u32::MAX), ..Stats::default() };
         let (calls, ran) = (Calls::default(), Duration::from_secs(4));
         let fabric = Fabric::builder(Sim::new(1)).ioapic(Ioapic::default()).build().unwrap();
         let pair = ("disk1022".into(), Pair::new(&fabric, 9, "disk1022").unwrap());
@@ -327,7 +333,7 @@ mod tests {
     fn the_json_has_the_documented_shape() {
         let json = serde_json::to_value(report(IrqchipKind::Split)).unwrap();
         assert_eq!(json["commits"], 7);
-        assert_eq!(json["path"], "KVM_SIGNAL_MSI");
+        assert_eq!((&json["path"], &json["brakes"]), (&"KVM_SIGNAL_MSI".into(), &u32::MAX.into()));
         assert_eq!(json["lines"][1]["name"], "disk1");
         assert_eq!(json["lines"][1]["refused"], 1);
         assert_eq!((&json["pairs"][0]["device"], &json["pairs"][0]["resampled"]), (&"disk1022".into(), &0.into()));

@@ -307,6 +307,9 @@ impl Report {
                 writeln!(f, "{:<16} {}", "", kinds.join(", "))?;
             }
         }
+        if self.fabric.brakes > 0 {
+            writeln!(f, "{:<14} a level that came back at every end waited {} times", "", grouped(self.fabric.brakes))?;
+        }
         Ok(())
     }
 
