@@ -8,6 +8,7 @@ use crate::testbed::run::ONE_BOOT;
 use crate::testbed::{KERNEL_ARGUMENTS, Passable};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 
 /// Run in L2. The disks are read to their ends, several times: a vector becomes hot when it has waited a hundred times as long
 /// as the last commit took, which under emulation is as long as reading a disk once. Then their interrupts are counted; for some seconds nothing happens, so
@@ -105,12 +106,13 @@ fn bind(devices: &[Passable]) -> String {
 }
 
 /// Boots with all devices. Meanwhile, each second, what L1 has counted of their interrupts goes to a file: the rows end with
-/// the boot.
+/// the boot. A pin's count goes on from what it was before.
 fn boot(append: &str, arguments: &str, tag: &str) -> String {
     let options: String = DEVICES.iter().map(|device| format!(" --vfio {}", device.address())).collect();
     let arguments = format!("{options}{arguments} --append '{KERNEL_ARGUMENTS} {append}'");
     format!(
-        "head -n 1 /proc/interrupts >/out/host{tag}\n\
+        "grep . /sys/kernel/irq/*/per_cpu_count >/out/before{tag}\n\
+         head -n 1 /proc/interrupts >/out/host{tag}\n\
          while sleep 1; do grep vfio- /proc/interrupts >>/out/host{tag}; done &\n\
          watch=$!\n{}kill $watch\n",
         boot_disks(1, &[], &arguments, tag)
@@ -120,7 +122,9 @@ fn boot(append: &str, arguments: &str, tag: &str) -> String {
 /// What came back of one boot.
 struct Booted {
     guest: Vec<Row>,
-    /// Every second's rows.
+    /// L1's counts before the boot, by Linux' number of the interrupt.
+    before: BTreeMap<u32, u64>,
+    /// L1's rows, of every second.
     host: Vec<Row>,
     report: BootReport,
 }
@@ -140,8 +144,9 @@ impl Booted {
         let whole = verified.iter().all(|disk| disk.bytes == DISK_BYTES);
         let seeds: Vec<usize> = verified.iter().map(|disk| disk.seed).collect();
         ensure!(whole && seeds == [0, 1], "expected to read disks 0 and 1 whole, read {seeds:?}");
+        let before = evidence.text(&format!("before{tag}"))?.lines().filter_map(count_before).collect();
         let host = interrupts::parse(&evidence.text(&format!("host{tag}"))?);
-        Ok(Self { guest: console.interrupts()?, host, report: evidence.json(&format!("report{tag}"))? })
+        Ok(Self { guest: console.interrupts()?, before, host, report: evidence.json(&format!("report{tag}"))? })
     }
 
     fn row(&self, action: &str) -> Result<&Row> {
@@ -152,12 +157,21 @@ impl Booted {
     /// While the guest was idle L1 had counted as many of this interrupt as the guest, or a few more that met in a LAPIC's
     /// IRR.
     fn counted_by_host(&self, action: &str, seen: u64, coalesced: u64) -> Result<()> {
-        let counts = self.host.iter().filter(|row| row.has_action(action)).map(|row| row.counts.iter().sum::<u64>());
-        let counts: Vec<u64> = counts.collect();
+        let total = |row: &Row| row.counts.iter().sum::<u64>();
+        let pin = action.starts_with("vfio-intx");
+        let before = |row: &Row| self.before.get(&row.irq).copied().filter(|_| pin).unwrap_or_default();
+        let rows = self.host.iter().filter(|row| row.has_action(action));
+        let counts: Vec<u64> = rows.map(|row| total(row) - before(row)).collect();
         let same = counts.iter().any(|count| (seen..=seen + coalesced).contains(count));
         ensure!(same, "{action}: the guest handled {seen}, L1 counted {counts:?} second by second");
         Ok(())
     }
+}
+
+/// `/sys/kernel/irq/26/per_cpu_count:1030`: L1 has one CPU.
+fn count_before(line: &str) -> Option<(u32, u64)> {
+    let (irq, count) = line.strip_prefix("/sys/kernel/irq/")?.split_once("/per_cpu_count:")?;
+    Some((irq.parse().ok()?, count.parse().ok()?))
 }
 
 /// `delivered` judges a pin by our report and what the guest handled. KVM's own IOAPIC counts nothing.
