@@ -192,7 +192,10 @@ impl Fabric {
     }
 
     /// A pair of eventfds that are a [resampling source](Line::resampling_source) of a GSI's line: what VFIO and vhost take for a level
-    /// interrupt. The name is for reports only.
+    /// interrupt. The name is for reports, in which there is nothing of a pair that a hypervisor's own chips take.
+    ///
+    /// With IOAPICs of ours the fabric's thread reads `trigger` and raises the line: about as long as a wake-up, a read and the
+    /// delivery take. In a hypervisor's own chips nothing of ours is on the way.
     ///
     /// ```
     /// # use irqfabric::{chip::ioapic::Ioapic, fabric::Fabric, hv::Sim};
