@@ -85,6 +85,8 @@ pub struct SourceStats {
 
 struct Wire {
     pins: Box<[Arc<dyn Pin>]>,
+    /// What follows after the pins were driven, when the lock is free again: callbacks.
+    then: Option<Arc<dyn Fn() + Send + Sync>>,
     state: Mutex<State>,
 }
 
@@ -109,7 +111,12 @@ impl Line {
     }
 
     pub(crate) fn to_pins(pins: Box<[Arc<dyn Pin>]>) -> Self {
-        Self(Arc::new(Wire { pins, state: Mutex::default() }))
+        Self::with_callback(pins, None)
+    }
+
+    /// A wire of a machine where driving a pin may call somebody back: `then` does so, with no lock held.
+    pub(crate) fn with_callback(pins: Box<[Arc<dyn Pin>]>, then: Option<Arc<dyn Fn() + Send + Sync>>) -> Self {
+        Self(Arc::new(Wire { pins, then, state: Mutex::default() }))
     }
 
     /// A new source on this wire, lowered. The name is for reports only.
@@ -146,6 +153,8 @@ impl Line {
         if state.level() == Level::High {
             self.0.drive(Level::High);
         }
+        drop(state);
+        self.0.then();
     }
 }
 
@@ -163,6 +172,7 @@ impl LineSource {
     /// Drives this source to `level`: what a device with an interrupt status register calls after each change.
     pub fn set(&self, level: Level) {
         self.wire.set(&mut self.wire.state.lock(), self.slot, level);
+        self.wire.then();
     }
 
     /// Raises and lowers with nobody in between: one edge. On a wire that another source holds high there
@@ -178,6 +188,8 @@ impl LineSource {
             (false, Level::Low) => self.wire.drive(Level::Low),
             (false, Level::High) => {}
         }
+        drop(state);
+        self.wire.then();
     }
 
     /// This source's own level.
@@ -197,6 +209,8 @@ impl Drop for LineSource {
         let mut state = self.wire.state.lock();
         self.wire.set(&mut state, self.slot, Level::Low);
         state.slots[self.slot].free = true;
+        drop(state);
+        self.wire.then();
     }
 }
 
@@ -237,6 +251,12 @@ impl Wire {
     fn drive(&self, level: Level) {
         for pin in &self.pins {
             pin.set(level);
+        }
+    }
+
+    fn then(&self) {
+        if let Some(then) = &self.then {
+            then();
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The fabric: the parts put together for one virtual machine.
 //!
-//! Three faces that do not mix. A *device* holds [`LineSource`](crate::line::LineSource)s and [`MsiVector`]s. The *guest* comes
-//! in through the VMM's exit handlers: [`Fabric::mmio_read`] and [`Fabric::mmio_write`], [`MsiVectors::program`], and
-//! [`Fabric::end_of_interrupt`]. The VMM sets up with a [`FabricBuilder`].
+//! Faces that do not mix. A *device* holds [`LineSource`](crate::line::LineSource)s and [`MsiVector`]s. The *guest* comes
+//! in through the VMM's exit handlers: [`Fabric::mmio_read`] and [`Fabric::mmio_write`], their like for ports,
+//! [`MsiVectors::program`], and [`Fabric::end_of_interrupt`]. A *vCPU's thread* calls [`Fabric::before_run`] where there is a
+//! PIC. The VMM sets up with a [`FabricBuilder`].
 //!
-//! Locks are taken in one order: line → translation (shared) → chip or vector → GSI table. A chip's and a vector's lock
+//! Locks are taken in one order: line → translation (shared) → chip or vector → GSI table. The PIC's is a leaf. A chip's and a vector's lock
 //! is held across the one system call that delivers, which is what makes "nothing stale" true; none but the line's is
 //! held across a table commit.
 
@@ -18,6 +19,7 @@ mod ioapic;
 #[cfg(all(test, loom))]
 mod model;
 mod msi;
+mod pic;
 mod promotion;
 mod report;
 mod routes;
@@ -25,12 +27,14 @@ mod translation;
 mod vector;
 
 pub use msi::{MsiVector, MsiVectors, Program, VectorIndexError, VectorState};
+pub use pic::{EVERY_VCPU, PendingExternal, PicSnapshot};
 pub use promotion::Promotion;
 pub use report::{LineStats, PinStats, Stats, VectorStats};
 pub use routes::{OpaqueRoute, RouteError};
 
 use crate::chip::ioapic::{Ioapic, IoapicState, PinSet, WINDOW_SIZE};
-use crate::hv::{HvError, Hypervisor, OpaqueTarget};
+use crate::chip::pic::{self as pic_chip, Pic};
+use crate::hv::{HvError, Hypervisor, OpaqueTarget, Vcpu};
 use crate::line::{Line, Pin};
 use crate::memory::Memory;
 use crate::msg::{DestinationFormat, RequesterId};
@@ -39,6 +43,7 @@ use crate::route::{Cost, GsiTable};
 use crate::sync::{Mutex, RwLock};
 use core::{CookieIndex, Core, Counters};
 use ioapic::{IoapicPin, IoapicPort};
+use pic::{Kick, PicPort};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -99,6 +104,8 @@ struct PlacedIoapic {
 pub struct FabricBuilder {
     hypervisor: Box<dyn Hypervisor>,
     ioapics: Vec<(u64, Ioapic)>,
+    pic: Option<(Pic, Vec<PendingExternal>)>,
+    kick: Option<Kick>,
     memory: Option<Box<dyn Memory>>,
     remapping: Remapping,
     promotion: Promotion,
@@ -137,6 +144,12 @@ pub enum BuildError {
     /// Two IOAPICs answer to the same addresses.
     #[error("the IOAPICs at {0:#x} and {1:#x} overlap: each takes {WINDOW_SIZE:#x} bytes")]
     Overlap(u64, u64),
+    /// A PIC, and nobody who gets a vCPU out of the guest for it.
+    #[error("a PIC needs a kick: its interrupts are taken by a vCPU that is out of the guest")]
+    NoKick,
+    /// A PIC of ours beside the hypervisor's own.
+    #[error("the hypervisor has a PIC of its own; use the split irqchip")]
+    OtherPic,
 }
 
 impl Fabric {
@@ -145,6 +158,8 @@ impl Fabric {
         FabricBuilder {
             hypervisor: Box::new(hypervisor),
             ioapics: Vec::new(),
+            pic: None,
+            kick: None,
             memory: None,
             remapping: Remapping::Absent(DestinationFormat::default()),
             promotion: Promotion::default(),
@@ -187,6 +202,28 @@ impl Fabric {
         if let Some((ioapic, offset)) = found {
             let ended = ioapic.port.write(offset, data);
             self.0.drive_again(ioapic, ended);
+            self.0.ring();
+        }
+        found.is_some()
+    }
+
+    /// The guest reads from a port. Returns whether it is one of ours; if not, `data` is left alone.
+    pub fn pio_read(&self, port: u16, data: &mut [u8]) -> bool {
+        let found = self.0.pic_at(port);
+        if let Some(pic) = found {
+            // A poll takes an interrupt.
+            pic.read(port, data);
+            pic.ring();
+        }
+        found.is_some()
+    }
+
+    /// The guest writes to a port. Returns whether it is one of ours. No system call but the kick that may follow.
+    pub fn pio_write(&self, port: u16, data: &[u8]) -> bool {
+        let found = self.0.pic_at(port);
+        if let Some(pic) = found {
+            pic.write(port, data);
+            pic.ring();
         }
         found.is_some()
     }
@@ -217,6 +254,23 @@ impl Fabric {
         }
     }
 
+    // A vCPU's thread.
+
+    /// A vCPU is about to enter the guest: what its loop calls before each KVM_RUN, on the vCPU's own thread, where there is a
+    /// PIC. This is where the PIC is acknowledged, for a vCPU that takes the vector at once. One that cannot yet leaves the
+    /// guest when it can (KVM_EXIT_IRQ_WINDOW_OPEN), which the loop answers by going round.
+    ///
+    /// The loop clears `kvm_run.immediate_exit` before the call, not after it: a kick that comes meanwhile must not be
+    /// forgotten.
+    ///
+    /// One load while nobody has anything to take; nothing without a PIC.
+    pub fn before_run(&self, vcpu: &mut (impl Vcpu + ?Sized)) -> Result<(), HvError> {
+        match &self.0.core.pic {
+            Some(pic) => pic.before_run(vcpu),
+            None => Ok(()),
+        }
+    }
+
     // The VMM.
 
     /// Adds an entry of the VMM's own to the hypervisor's table, on a GSI of its own, by one commit. It is there until
@@ -228,6 +282,14 @@ impl Fabric {
     /// The IOAPICs in the order in which they were added: where the guest finds each, its first GSI and its state.
     pub fn ioapics(&self) -> impl Iterator<Item = (u64, u32, IoapicState)> + '_ {
         self.0.ioapics.iter().map(|ioapic| (ioapic.address, ioapic.first_gsi, ioapic.port.save()))
+    }
+
+    /// The PIC's state, and what is on its way from it: for [`FabricBuilder::restore_pic`]. `None` if there is none.
+    ///
+    /// Not in it is a vector that was given to a vCPU: the VMM saves its vCPUs after [`before_run`](Self::before_run) and one
+    /// more entry each.
+    pub fn pic(&self) -> Option<PicSnapshot> {
+        self.0.core.pic.as_ref().map(|pic| pic.save())
     }
 
     /// What has happened so far.
@@ -269,6 +331,31 @@ impl FabricBuilder {
         self
     }
 
+    /// Adds a PIC: GSIs 0 to 15 but 2 are its inputs as well as pins of the first IOAPIC. Its INTR ends at LINT0 of the boot
+    /// processor, which is that of APIC id 0. It takes a [kick](Self::kick), and [`Fabric::before_run`] in each vCPU's loop.
+    pub fn pic(mut self, pic: Pic) -> Self {
+        self.pic = Some((pic, Vec::new()));
+        self
+    }
+
+    /// The PIC of a machine that was saved, instead of [`pic`](Self::pic).
+    pub fn restore_pic(mut self, saved: &PicSnapshot) -> Self {
+        self.pic = Some((Pic::restore(&saved.chip), saved.pending.clone()));
+        self
+    }
+
+    /// How to fetch a vCPU out of the guest, by its APIC id; [`EVERY_VCPU`] stands for all of them. Called from any thread,
+    /// with no lock of the fabric's held, and at the vCPU's expense: about once for each interrupt of the PIC's.
+    ///
+    /// What it must guarantee: after it was called, the vCPU's thread calls [`Fabric::before_run`] before it is in the guest
+    /// again, or, if it is in the guest or in HLT, leaves it and does so. A signal alone is lost when it comes between
+    /// `before_run` and KVM_RUN; one whose handler sets `kvm_run.immediate_exit` is not (Linux
+    /// `Documentation/virt/kvm/api.rst`). For an id that no vCPU has, or on the vCPU's own thread, it does nothing.
+    pub fn kick(mut self, kick: impl Fn(u32) + Send + Sync + 'static) -> Self {
+        self.kick = Some(Box::new(kick));
+        self
+    }
+
     /// The guest's memory: messages whose address is not in the interrupt window are written there. Without it
     /// they are dropped and counted.
     pub fn memory(mut self, memory: impl Memory + 'static) -> Self {
@@ -297,13 +384,19 @@ impl FabricBuilder {
 
     /// Sets the virtual machine up, before its first vCPU is made: on KVM this enables the split irqchip.
     pub fn build(self) -> Result<Fabric, BuildError> {
-        let Self { hypervisor, ioapics, memory, remapping, promotion } = self;
+        let Self { hypervisor, ioapics, pic, kick, memory, remapping, promotion } = self;
         if let Some((one, other)) = overlap(&ioapics) {
             return Err(BuildError::Overlap(one, other));
         }
         let pins: usize = ioapics.iter().map(|(_, chip)| chip.pins()).sum();
         let capacity = hypervisor.start(u32::try_from(pins).unwrap_or(u32::MAX))?;
         let mut lines: Vec<_> = hypervisor.pins().into_iter().map(|pin| Line::to_pins([pin].into())).collect();
+        let pic = match (pic, kick) {
+            (Some(_), _) if !lines.is_empty() => return Err(BuildError::OtherPic),
+            (Some(_), None) => return Err(BuildError::NoKick),
+            (Some((chip, pending)), Some(kick)) => Some(Arc::new(PicPort::new(chip, pending, kick))),
+            (None, _) => None,
+        };
         let (translation, cookies) = match remapping {
             Remapping::Absent(destinations) => (Translation::Fixed(destinations), CookieIndex::unused()),
             Remapping::Present(remapper) => (Translation::Remapped(RwLock::new(remapper)), CookieIndex::new()),
@@ -314,6 +407,7 @@ impl FabricBuilder {
             translation,
             cookies,
             table: Arc::new(GsiTable::new((lines.len() + pins) as u32, capacity.gsis)),
+            pic,
             promotion,
             promotes: AtomicBool::new(((lines.len() + pins) as u32) < capacity.gsis),
             hot: Mutex::default(),
@@ -331,10 +425,13 @@ impl FabricBuilder {
             let port = Arc::new(IoapicPort::new(core.clone(), first_gsi, chip));
             restored = restored.max(port.park_restored());
             lines.extend((0..count).map(|pin| {
-                let pin: Arc<dyn Pin> = Arc::new(IoapicPin { port: port.clone(), pin });
-                Line::to_pins([pin].into())
+                let ioapic: Arc<dyn Pin> = Arc::new(IoapicPin { port: port.clone(), pin });
+                core.line(first_gsi + u32::from(pin), Some(ioapic))
             }));
             placed.push(PlacedIoapic { address, first_gsi, port });
+        }
+        if core.pic.is_some() {
+            lines.extend((lines.len() as u32..pic_chip::INPUTS.into()).map(|gsi| core.line(gsi, None)));
         }
         if let Some(since) = restored {
             core.table.publish(since, &*core.hypervisor)?;
@@ -344,6 +441,17 @@ impl FabricBuilder {
 }
 
 impl Inner {
+    fn pic_at(&self, port: u16) -> Option<&PicPort> {
+        self.core.pic.as_deref().filter(|_| pic_chip::PORTS.contains(&port))
+    }
+
+    /// Kicks whom what was done concerns. No lock is held.
+    fn ring(&self) {
+        if let Some(pic) = &self.core.pic {
+            pic.ring();
+        }
+    }
+
     fn ioapic_at(&self, address: u64) -> Option<(&PlacedIoapic, u64)> {
         self.ioapics.iter().find_map(|ioapic| {
             let offset = address.checked_sub(ioapic.address)?;
