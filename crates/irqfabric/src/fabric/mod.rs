@@ -43,7 +43,7 @@ use crate::route::{Cost, GsiTable};
 use crate::sync::{Mutex, RwLock};
 use core::{CookieIndex, Core, Counters};
 use ioapic::{IoapicPin, IoapicPort};
-use pic::{Kick, PicPort};
+use pic::{InputSet, Kick, PicPort};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -212,7 +212,7 @@ impl Fabric {
         let found = self.0.pic_at(port);
         if let Some(pic) = found {
             // A poll takes an interrupt.
-            pic.read(port, data);
+            self.0.end_inputs(pic.read(port, data));
             pic.ring();
         }
         found.is_some()
@@ -222,7 +222,7 @@ impl Fabric {
     pub fn pio_write(&self, port: u16, data: &[u8]) -> bool {
         let found = self.0.pic_at(port);
         if let Some(pic) = found {
-            pic.write(port, data);
+            self.0.end_inputs(pic.write(port, data));
             pic.ring();
         }
         found.is_some()
@@ -265,10 +265,13 @@ impl Fabric {
     ///
     /// One load while nobody has anything to take; nothing without a PIC.
     pub fn before_run(&self, vcpu: &mut (impl Vcpu + ?Sized)) -> Result<(), HvError> {
-        match &self.0.core.pic {
-            Some(pic) => pic.before_run(vcpu),
-            None => Ok(()),
+        if let Some(pic) = &self.0.core.pic {
+            let ended = pic.before_run(vcpu)?;
+            if !ended.is_empty() {
+                self.0.end_inputs(ended);
+            }
         }
+        Ok(())
     }
 
     // The VMM.
@@ -299,7 +302,8 @@ impl Fabric {
         let lines = (0..).zip(&self.0.lines).filter_map(|(gsi, line)| {
             let sources = line.stats();
             let pin = self.0.pin_stats(gsi);
-            (!sources.is_empty()).then_some(LineStats { gsi, sources, pin })
+            let acknowledged = self.0.core.pic.as_ref().map_or(0, |pic| pic.acknowledged(gsi));
+            (!sources.is_empty()).then_some(LineStats { gsi, sources, pin, acknowledged })
         });
         Stats {
             lines: lines.collect(),
@@ -443,6 +447,13 @@ impl FabricBuilder {
 impl Inner {
     fn pic_at(&self, port: u16) -> Option<&PicPort> {
         self.core.pic.as_deref().filter(|_| pic_chip::PORTS.contains(&port))
+    }
+
+    /// Likewise, where it was the PIC that ended it.
+    fn end_inputs(&self, ended: InputSet) {
+        for input in ended.iter().filter(|input| *input != pic_chip::CASCADE) {
+            self.lines[usize::from(input)].end_of_interrupt();
+        }
     }
 
     /// Kicks whom what was done concerns. No lock is held.

@@ -22,7 +22,7 @@
 //! `before_run` before it enters the guest again, or leaves it. See [`FabricBuilder::kick`](super::FabricBuilder::kick).
 
 use super::core::Core;
-use crate::chip::pic::{CASCADE, INPUTS, Pic, PicState};
+use crate::chip::pic::{Acknowledged, CASCADE, INPUTS, Pic, PicState};
 use crate::hv::{External, HvError, InterruptWindow, Takes, Vcpu};
 use crate::line::{Level, Line, Pin};
 use crate::msg::{Acceptance, DestinationMode, Interrupt};
@@ -58,6 +58,8 @@ struct State {
     /// What waits for a processor besides INTR.
     pending: Vec<PendingExternal>,
     // Not saved.
+    /// How often each input was acknowledged.
+    acknowledged: [u64; INPUTS as usize],
     kicks: Vec<u32>,
 }
 
@@ -69,6 +71,25 @@ pub struct PendingExternal {
     pub external: External,
     /// What the PIC has answered, if it was asked: the processor had another vector to take first.
     pub vector: Option<u8>,
+}
+
+impl PendingExternal {
+    /// INTR is high, and the PIC has not been asked.
+    const INTR: Self = Self { external: External::Lint0, vector: None };
+}
+
+/// Inputs of the PIC, a bit for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct InputSet(u16);
+
+impl InputSet {
+    pub(super) const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(super) fn iter(self) -> impl Iterator<Item = u8> {
+        (0..INPUTS).filter(move |input| self.0 >> input & 1 != 0)
+    }
 }
 
 /// Everything about a PIC in its place that a guest can tell.
@@ -99,16 +120,26 @@ impl Pin for PicPin {
 
 impl PicPort {
     pub(super) fn new(chip: Pic, pending: Vec<PendingExternal>, kick: Kick) -> Self {
-        let state = State { chip, pending, kicks: Vec::new() };
+        let state = State { chip, pending, acknowledged: Default::default(), kicks: Vec::new() };
         Self { kick, waiting: AtomicBool::new(state.waits()), rings: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
-    pub(super) fn read(&self, port: u16, data: &mut [u8]) {
-        self.change(|state| state.chip.read(port, data));
+    /// Returns the inputs that the access has ended, whose lines the caller drives again.
+    pub(super) fn read(&self, port: u16, data: &mut [u8]) -> InputSet {
+        self.access(|chip| chip.read(port, data))
     }
 
-    pub(super) fn write(&self, port: u16, data: &[u8]) {
-        self.change(|state| state.chip.write(port, data));
+    /// Likewise.
+    pub(super) fn write(&self, port: u16, data: &[u8]) -> InputSet {
+        self.access(|chip| chip.write(port, data))
+    }
+
+    fn access(&self, access: impl FnOnce(&mut Pic)) -> InputSet {
+        self.change(|state| {
+            let before = state.chip.in_service();
+            access(&mut state.chip);
+            InputSet(before & !state.chip.in_service())
+        })
     }
 
     /// A translated message asks for an ExtINT. Called with locks held: whoever does so [rings](Self::ring) without.
@@ -151,8 +182,9 @@ impl PicPort {
         kicks.into_iter().for_each(&self.kick);
     }
 
-    /// See [`Fabric::before_run`](super::Fabric::before_run).
-    pub(super) fn before_run(&self, vcpu: &mut (impl Vcpu + ?Sized)) -> Result<(), HvError> {
+    /// See [`Fabric::before_run`](super::Fabric::before_run). Returns the inputs that were ended, as after an access.
+    pub(super) fn before_run(&self, vcpu: &mut (impl Vcpu + ?Sized)) -> Result<InputSet, HvError> {
+        let mut ended = InputSet::default();
         let mut window = InterruptWindow::Unwanted;
         let mut looks = self.waiting.load(Acquire);
         while looks {
@@ -160,7 +192,7 @@ impl PicPort {
             for pending in self.pending() {
                 match vcpu.takes(&pending.external)? {
                     Takes::Now => {
-                        self.give(pending, vcpu)?;
+                        ended.0 |= self.give(pending, vcpu)?.0;
                         // It takes one at a time. Whether it will have to take another is seen by looking again.
                         looks = true;
                         break;
@@ -171,33 +203,37 @@ impl PicPort {
             }
         }
         vcpu.set_window(window);
-        Ok(())
+        Ok(ended)
     }
 
     /// What waits for a processor, INTR included.
     fn pending(&self) -> Vec<PendingExternal> {
         let state = self.state.lock();
-        let intr = PendingExternal { external: External::Lint0, vector: None };
-        let intr = (state.chip.output() == Level::High).then_some(intr);
+        let intr = (state.chip.output() == Level::High).then_some(PendingExternal::INTR);
         // First what was acknowledged before.
         state.pending.iter().copied().chain(intr).collect()
     }
 
     /// `vcpu` takes it, unless another one has or the request is gone.
-    fn give(&self, pending: PendingExternal, vcpu: &mut (impl Vcpu + ?Sized)) -> Result<(), HvError> {
-        let Some(vector) = self.change(|state| state.take(pending)) else { return Ok(()) };
+    fn give(&self, pending: PendingExternal, vcpu: &mut (impl Vcpu + ?Sized)) -> Result<InputSet, HvError> {
+        let mut ended = InputSet::default();
+        let Some(vector) = self.change(|state| state.take(pending, &mut ended)) else { return Ok(ended) };
         let answer = vcpu.interrupt(vector);
         if !matches!(answer, Ok(Acceptance::Accepted)) {
             let kept = PendingExternal { vector: Some(vector), ..pending };
             self.change(|state| state.pending.insert(0, kept));
         }
-        answer.map(drop)
+        answer.map(|_| ended)
     }
 
     pub(super) fn save(&self) -> PicSnapshot {
         let state = self.state.lock();
-        let State { chip, pending, kicks: _ } = &*state;
+        let State { chip, pending, acknowledged: _, kicks: _ } = &*state;
         PicSnapshot { chip: chip.save(), pending: pending.clone() }
+    }
+
+    pub(super) fn acknowledged(&self, input: u32) -> u64 {
+        self.state.lock().acknowledged.get(input as usize).copied().unwrap_or_default()
     }
 
     /// Every change of the state: who has to hear of it is kicked at the next [ring](Self::ring).
@@ -238,13 +274,24 @@ impl State {
     }
 
     /// The vector of what waits, which does so no longer.
-    fn take(&mut self, pending: PendingExternal) -> Option<u8> {
-        let intr = pending == PendingExternal { external: External::Lint0, vector: None };
-        if intr {
-            return (self.chip.output() == Level::High).then(|| self.chip.acknowledge());
+    fn take(&mut self, pending: PendingExternal, ended: &mut InputSet) -> Option<u8> {
+        if pending == PendingExternal::INTR {
+            return (self.chip.output() == Level::High).then(|| self.acknowledge(ended));
         }
         let place = self.pending.iter().position(|waits| *waits == pending)?;
         self.pending.remove(place);
-        Some(pending.vector.unwrap_or_else(|| self.chip.acknowledge()))
+        Some(pending.vector.unwrap_or_else(|| self.acknowledge(ended)))
+    }
+
+    fn acknowledge(&mut self, ended: &mut InputSet) -> u8 {
+        let Acknowledged { vector, input } = self.chip.acknowledge_input();
+        if let Some(input) = input {
+            if let Some(count) = self.acknowledged.get_mut(usize::from(input)) {
+                *count += 1;
+            }
+            // Automatic end of interrupt: it is not in service any more.
+            ended.0 |= 1 << input & !self.chip.in_service();
+        }
+        vector
     }
 }
