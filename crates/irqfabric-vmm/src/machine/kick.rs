@@ -6,7 +6,7 @@
 
 use crate::error::Error;
 use kvm_ioctls::VcpuFd;
-use irqfabric::fabric::EVERY_VCPU;
+use irqfabric::hv::EVERY_VCPU;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr;

@@ -27,7 +27,7 @@ mod translation;
 mod vector;
 
 pub use msi::{MsiVector, MsiVectors, Program, VectorIndexError, VectorState};
-pub use pic::{EVERY_VCPU, PendingExternal, PicSnapshot};
+pub use pic::{PendingExternal, PicSnapshot};
 pub use promotion::Promotion;
 pub use report::{LineStats, PinStats, Stats, VectorStats};
 pub use routes::{OpaqueRoute, RouteError};
@@ -348,7 +348,7 @@ impl FabricBuilder {
         self
     }
 
-    /// How to fetch a vCPU out of the guest, by its APIC id; [`EVERY_VCPU`] stands for all of them. Called from any thread,
+    /// How to fetch a vCPU out of the guest, by its APIC id; [`EVERY_VCPU`](crate::hv::EVERY_VCPU) stands for all of them. Called from any thread,
     /// with no lock of the fabric's held, and at the vCPU's expense: about once for each interrupt of the PIC's.
     ///
     /// What it must guarantee: after it was called, the vCPU's thread calls [`Fabric::before_run`] before it is in the guest

@@ -23,16 +23,13 @@
 
 use super::core::Core;
 use crate::chip::pic::{Acknowledged, CASCADE, INPUTS, Pic, PicState};
-use crate::hv::{External, HvError, InterruptWindow, Takes, Vcpu};
+use crate::hv::{EVERY_VCPU, External, HvError, InterruptWindow, Takes, Vcpu};
 use crate::line::{Level, Line, Pin};
 use crate::msg::{Acceptance, DestinationMode, Interrupt};
 use crate::sync::{AtomicBool, Mutex};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-
-/// What a kick is given for every vCPU there is: the x2APIC broadcast id.
-pub const EVERY_VCPU: u32 = u32::MAX;
 
 /// The APIC id of the processor at whose LINT0 INTR ends.
 const BOOT_PROCESSOR: u32 = 0;

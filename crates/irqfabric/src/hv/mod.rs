@@ -15,7 +15,7 @@ pub use counted::{Calls, Counted};
 pub use kvm::Kvm;
 #[cfg(feature = "sim")]
 pub use sim::Sim;
-pub use vcpu::{External, InterruptWindow, Takes, Vcpu};
+pub use vcpu::{EVERY_VCPU, External, InterruptWindow, Takes, Vcpu};
 
 use crate::line::Pin;
 use crate::msg::{Acceptance, Interrupt};

@@ -8,7 +8,7 @@
 //! silicon, whether or not a route for it is parked; KVM reports by vector and route. So it cannot notice a missing route.
 
 use super::counted::Counters;
-use super::{Calls, Capacity, External, HvError, Hypervisor, InterruptWindow, Route, Takes};
+use super::{Calls, Capacity, EVERY_VCPU, External, HvError, Hypervisor, InterruptWindow, Route, Takes};
 use crate::chip::lapic::{DestinationShorthand, Effect, Lapic};
 use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Interrupt};
 use crate::sync::Mutex;
@@ -54,6 +54,13 @@ impl Sim {
     /// The vCPUs in the order of their making.
     pub fn vcpus(&self) -> &[Vcpu] {
         &self.vcpus
+    }
+
+    /// [Kicks](Vcpu::kick) the vCPU with this APIC id, or all of them: for
+    /// [`FabricBuilder::kick`](crate::fabric::FabricBuilder::kick).
+    pub fn kick(&self, apic_id: u32) {
+        let meant = |vcpu: &&Vcpu| apic_id == EVERY_VCPU || vcpu.processor.lock().lapic.id() == apic_id;
+        self.vcpus.iter().filter(meant).for_each(Vcpu::kick);
     }
 
     /// The calls that the fabric has made so far.
@@ -161,7 +168,7 @@ impl Vcpu {
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
-    /// Ends the present [`wait`](Self::wait), or the next one: for [`FabricBuilder::kick`](crate::fabric::FabricBuilder::kick).
+    /// Ends the present [`wait`](Self::wait), or the next one.
     pub fn kick(&self) {
         self.processor.lock().kicked = true;
         self.wake.notify_all();

@@ -7,6 +7,9 @@
 use super::HvError;
 use crate::msg::{Acceptance, DestinationMode};
 
+/// What a [kick](crate::fabric::FabricBuilder::kick) is given for every vCPU there is: the x2APIC broadcast id.
+pub const EVERY_VCPU: u32 = u32::MAX;
+
 /// A vCPU, as [`Fabric::before_run`](crate::fabric::Fabric::before_run) needs it. Called on the vCPU's own thread and while
 /// it is not in the guest, with no lock held.
 pub trait Vcpu {
