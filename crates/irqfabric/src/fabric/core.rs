@@ -34,7 +34,7 @@ pub(crate) struct Core {
     pub(crate) detach_cost: Cost,
     /// How many are being detached.
     pub(crate) detaching: AtomicU64,
-    /// Started with the first eventfd.
+    /// Started with the first eventfd, or the first thing that is put off.
     pub(crate) dispatcher: OnceLock<Dispatcher>,
     pub(crate) counters: Counters,
 }
@@ -66,6 +66,7 @@ pub(crate) struct Counters {
     pub(crate) promotions: AtomicU64,
     pub(crate) evictions: AtomicU64,
     pub(crate) shortages: AtomicU64,
+    pub(crate) brakes: AtomicU64,
 }
 
 impl Counters {

@@ -121,22 +121,24 @@ impl PicPort {
         Self { kick, waiting: AtomicBool::new(state.waits()), rings: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
-    /// Returns the inputs that the access has ended, whose lines the caller drives again.
-    pub(super) fn read(&self, port: u16, data: &mut [u8]) -> InputSet {
-        self.access(|chip| chip.read(port, data))
+    pub(super) fn read(&self, port: u16, data: &mut [u8]) {
+        self.change(|state| state.chip.read(port, data));
     }
 
-    /// Likewise.
-    pub(super) fn write(&self, port: u16, data: &[u8]) -> InputSet {
-        self.access(|chip| chip.write(port, data))
+    /// The inputs that a write will end. Their resampling sources must be lowered before: INTR, once high, outlives the level.
+    pub(super) fn ending(&self, port: u16, data: &[u8]) -> InputSet {
+        let state = self.state.lock();
+        let before = state.chip.in_service();
+        if before == 0 {
+            return InputSet::default();
+        }
+        let mut trial = state.chip.clone();
+        trial.write(port, data);
+        InputSet(before & !trial.in_service())
     }
 
-    fn access(&self, access: impl FnOnce(&mut Pic)) -> InputSet {
-        self.change(|state| {
-            let before = state.chip.in_service();
-            access(&mut state.chip);
-            InputSet(before & !state.chip.in_service())
-        })
+    pub(super) fn write(&self, port: u16, data: &[u8]) {
+        self.change(|state| state.chip.write(port, data));
     }
 
     /// A translated message asks for an ExtINT. Called with locks held: whoever does so [rings](Self::ring) without.
@@ -179,7 +181,8 @@ impl PicPort {
         kicks.into_iter().for_each(&self.kick);
     }
 
-    /// See [`Fabric::before_run`](super::Fabric::before_run). Returns the inputs that were ended, as after an access.
+    /// See [`Fabric::before_run`](super::Fabric::before_run). Returns the inputs whose interrupt was ended by being
+    /// acknowledged.
     pub(super) fn before_run(&self, vcpu: &mut (impl Vcpu + ?Sized)) -> Result<InputSet, HvError> {
         let mut ended = InputSet::default();
         let mut window = InterruptWindow::Unwanted;
