@@ -116,7 +116,10 @@ impl Pin for PicPin {
 }
 
 impl PicPort {
-    pub(super) fn new(chip: Pic, pending: Vec<PendingExternal>, kick: Kick) -> Self {
+    /// With what a snapshot says is pending, as far as a machine could have saved it.
+    pub(super) fn new(chip: Pic, mut pending: Vec<PendingExternal>, kick: Kick) -> Self {
+        pending.retain(|pending| *pending != PendingExternal::INTR);
+        pending.truncate(MOST_MESSAGES);
         let state = State { chip, pending, acknowledged: Default::default(), kicks: Vec::new() };
         Self { kick, waiting: AtomicBool::new(state.waits()), rings: AtomicBool::new(false), state: Mutex::new(state) }
     }
@@ -192,9 +195,11 @@ impl PicPort {
             for pending in self.pending() {
                 match vcpu.takes(&pending.external)? {
                     Takes::Now => {
-                        ended.0 |= self.give(pending, vcpu)?.0;
                         // It takes one at a time. Whether it will have to take another is seen by looking again.
-                        looks = true;
+                        match self.give(pending, vcpu, &mut ended)? {
+                            Acceptance::Accepted => looks = true,
+                            Acceptance::Refused => window = InterruptWindow::Wanted,
+                        }
                         break;
                     }
                     Takes::Later => window = InterruptWindow::Wanted,
@@ -214,16 +219,20 @@ impl PicPort {
         state.pending.iter().copied().chain(intr).collect()
     }
 
-    /// `vcpu` takes it, unless another one has or the request is gone.
-    fn give(&self, pending: PendingExternal, vcpu: &mut (impl Vcpu + ?Sized)) -> Result<InputSet, HvError> {
-        let mut ended = InputSet::default();
-        let Some(vector) = self.change(|state| state.take(pending, &mut ended)) else { return Ok(ended) };
+    /// `vcpu` takes it, if another one has not and the request is not gone. Refused, its vector waits.
+    fn give(
+        &self,
+        pending: PendingExternal,
+        vcpu: &mut (impl Vcpu + ?Sized),
+        ended: &mut InputSet,
+    ) -> Result<Acceptance, HvError> {
+        let Some(vector) = self.change(|state| state.take(pending, ended)) else { return Ok(Acceptance::Accepted) };
         let answer = vcpu.interrupt(vector);
         if !matches!(answer, Ok(Acceptance::Accepted)) {
             let kept = PendingExternal { vector: Some(vector), ..pending };
             self.change(|state| state.pending.insert(0, kept));
         }
-        answer.map(|_| ended)
+        answer
     }
 
     pub(super) fn save(&self) -> PicSnapshot {
