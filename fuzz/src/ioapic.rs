@@ -1,7 +1,7 @@
 //! The IOAPIC: any accesses, levels, ends of interrupts and outcomes. The oracle recomputes from the redirection entries
 //! what is due and what an access may change.
 
-use crate::{Data, steps};
+use crate::{Data, Number, steps};
 use arbitrary::{Arbitrary, Unstructured};
 use irqfabric::chip::ioapic::{Ioapic, IoapicState, MAX_PINS, Version};
 use irqfabric::line::Level;
@@ -20,9 +20,10 @@ enum Step {
     Window(u32),
     Write(u16, Data),
     Read(u16, u8),
-    Set(u8, bool),
-    Deliver(u8, bool),
-    End(u8),
+    Half { pin: Number, high: bool, value: u32, vector: Number },
+    Set(Number, bool),
+    Deliver(Number, bool),
+    End(Number),
     SaveAndRestore,
 }
 
@@ -85,6 +86,12 @@ pub fn run(input: &[u8]) {
 fn apply(chip: &mut Ioapic, before: &IoapicState, step: &Step) {
     match *step {
         Step::Select(index) => _ = chip.write(0, &[index, 0, 0, 0]),
+        Step::Half { pin: Number(pin), high, value, vector: Number(vector) } => {
+            let value = if high { value } else { value & !0xff | u32::from(vector) };
+            let index = 0x10u8.wrapping_add(pin.wrapping_mul(2)).wrapping_add(high.into());
+            _ = chip.write(0, &[index, 0, 0, 0]);
+            apply(chip, &chip.save(), &Step::Window(value));
+        }
         Step::Window(value) => {
             let written = chip.write(0x10, &value.to_le_bytes());
             let Some(pin) = written.entry else { return };
@@ -105,7 +112,7 @@ fn apply(chip: &mut Ioapic, before: &IoapicState, step: &Step) {
             assert!(data.iter().skip(4).all(|&byte| byte == 0));
             assert_eq!(chip.save(), *before, "reading changes nothing");
         }
-        Step::Set(pin, high) => {
+        Step::Set(Number(pin), high) => {
             let level = if high { Level::High } else { Level::Low };
             let due = chip.due(pin);
             let may = chip.set(pin, level);
@@ -115,7 +122,7 @@ fn apply(chip: &mut Ioapic, before: &IoapicState, step: &Step) {
             let masked_edge = entry.is_some_and(|entry| !is_level(entry) && !sends(entry));
             assert!(!masked_edge || chip.save().pins[usize::from(pin)].edge == before.pins[usize::from(pin)].edge);
         }
-        Step::Deliver(pin, accepted) => {
+        Step::Deliver(Number(pin), accepted) => {
             // The owner reports what became of a message that was due, and of no other.
             if chip.due(pin).is_none() {
                 return;
@@ -124,7 +131,7 @@ fn apply(chip: &mut Ioapic, before: &IoapicState, step: &Step) {
             let still_due = is_level(before.pins[usize::from(pin)].entry) && !accepted;
             assert_eq!(chip.due(pin).is_some(), still_due);
         }
-        Step::End(vector) => {
+        Step::End(Number(vector)) => {
             let expected =
                 (0..).zip(&before.pins).filter(|(_, pin)| pin.entry & REMOTE_IRR != 0 && pin.entry as u8 == vector);
             let expected: Vec<u8> = expected.map(|(pin, _)| pin).collect();

@@ -1,7 +1,7 @@
 //! The local APIC: any accesses by page and MSR, interrupts, and what the processor takes. The oracle recomputes
 //! priorities from the IRR and ISR, and follows each vector through them.
 
-use crate::{Data, steps};
+use crate::{Data, Number, steps};
 use arbitrary::{Arbitrary, Unstructured};
 use irqfabric::chip::lapic::{Effect, Lapic, LapicState, Mode};
 use irqfabric::msg::{Acceptance, DeliveryMode, Interrupt, Trigger};
@@ -14,7 +14,7 @@ enum Step {
     WriteMsr(u8, u64),
     WriteBase(u64),
     ReadMsr(u8),
-    Accept { vector: u8, level: bool, mode: u8 },
+    Accept { vector: Number, level: bool, mode: u8 },
     StartUp(u8),
     Acknowledge,
     End,
@@ -101,7 +101,9 @@ fn apply(lapic: &mut Lapic, step: &Step) {
             _ = lapic.read_msr(0x800 + u32::from(number));
             assert_eq!(lapic.save(), before);
         }
-        Step::Accept { vector, level, mode } => {
+        Step::Accept { vector: Number(vector), level, mode } => {
+            // Most often fixed.
+            let mode = if mode < 192 { 0 } else { mode };
             let trigger = if level { Trigger::Level } else { Trigger::Edge };
             let Some(delivery_mode) = DeliveryMode::from_bits(mode) else { return };
             let accepted = lapic.accept(&Interrupt { vector, trigger, delivery_mode, ..Interrupt::default() });

@@ -60,3 +60,17 @@ impl<'a> Arbitrary<'a> for Data {
         Ok(Self { bytes, size })
     }
 }
+
+/// A number of a pin or a vector: most often one of a few, so that steps meet.
+#[derive(Clone, Copy, Debug)]
+struct Number(u8);
+
+impl<'a> Arbitrary<'a> for Number {
+    fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        Ok(Self(match input.arbitrary()? {
+            any @ 0..32 => input.arbitrary::<u8>()? ^ any,
+            near @ 32..144 => near % 4,
+            near => 0x20 + near % 16 * 3,
+        }))
+    }
+}

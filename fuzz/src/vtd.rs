@@ -67,18 +67,23 @@ enum Step {
         place: u16,
         value: u64,
     },
+    /// An entry, nearly right, and a message that asks for it.
     Entry {
         index: u8,
         low: u64,
-        high: u64,
-        nearly: bool,
+        high: u32,
+        wrong: u8,
+        requester: u16,
+        subhandle: Option<u8>,
     },
-    Descriptor {
-        place: u8,
+    /// A descriptor behind the last one.
+    Submit {
         kind: u8,
         value: u64,
         address: u16,
     },
+    /// What Linux does when the queue has stopped.
+    Repair,
     Fire {
         handle: u16,
         shv: bool,
@@ -134,6 +139,16 @@ struct Asked {
     irta: u64,
 }
 
+/// How far the last SIRTP command is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Pointer {
+    #[default]
+    Never,
+    Asked,
+    Performing,
+    Set,
+}
+
 struct World {
     vtd: Vtd,
     faults: Faults,
@@ -143,13 +158,15 @@ struct World {
     ram: Ram,
     asked: Asked,
     in_force: Asked,
+    pointer: Pointer,
     /// The effect that is being performed, if memory is still as it was when it was handed out.
     performing: Option<Effect>,
 }
 
 /// A target.
 pub fn run(input: &[u8]) {
-    let input = Unstructured::new(input);
+    let mut input = Unstructured::new(input);
+    let ready = input.ratio(7u8, 8).unwrap_or(true);
     let mut world = World {
         vtd: Vtd::default(),
         faults: Faults::default(),
@@ -158,8 +175,16 @@ pub fn run(input: &[u8]) {
         ram: Ram { bytes: Mutex::new(vec![0; RAM_SIZE]), reads: AtomicUsize::new(0) },
         asked: Asked::default(),
         in_force: Asked::default(),
+        pointer: Pointer::default(),
         performing: None,
     };
+    if ready {
+        // As Linux leaves it: 256 entries, a ring of 256 descriptors, everything on.
+        world.step(&Step::Table { size: 7, extended: false, page: 0 });
+        world.step(&Step::Ring { size: 0, page: 0 });
+        world.step(&Step::Command(0b111));
+        world.drain();
+    }
     for step in steps(input) {
         world.step(&step);
         world.check();
@@ -196,28 +221,38 @@ impl World {
             }
             Step::Tail(place) => self.write32(IQT, u32::from(place) * 16),
             Step::Store { place, value } => self.store(RAM + u64::from(place), &value.to_le_bytes()),
-            Step::Entry { index, low, high, nearly } => {
-                let low = if nearly { low & 0x0000_ff00_00ff_0f1f | 1 } else { low };
-                let high = if nearly { high & 0xf_ffff } else { high };
-                let entry = u128::from(high) << 64 | u128::from(low);
+            Step::Entry { index, low, high, wrong, requester, subhandle } => {
+                let low = low & 0x0000_ff00_00ff_0f3f | 1;
+                // Source ids of few buses, devices and functions, so that some are the requester's.
+                let entry = u128::from(high & 0xf_0307) << 64 | u128::from(low);
+                let entry = if wrong < 128 { entry ^ 1 << wrong } else { entry };
                 self.store(RAM + u64::from(index) * 16, &entry.to_le_bytes());
+                let (handle, data) = match subhandle {
+                    Some(subhandle) => (index.saturating_sub(subhandle), index.min(subhandle)),
+                    None => (index, 0),
+                };
+                let shv = if subhandle.is_some() { 8 } else { 0 };
+                self.fire(0xfee0_0010 | u64::from(handle) << 5 | shv, data.into(), requester & 0x0307);
             }
-            Step::Descriptor { place, kind, value, address } => {
-                let value = u128::from(value);
-                let descriptor = match kind % 8 {
+            Step::Submit { kind, value, address } => {
+                let (tail, value) = (self.read32(IQT), u128::from(value));
+                let status = u128::from(RAM + u64::from(address & 0x3ffc)) << 64;
+                let descriptor = match kind % 16 {
                     0 => value << 64 | u128::from(address),
                     kind @ 1..=3 => kind.into(),
                     4 => 4,
-                    5 => 4 | 1 << 4 | value & 0xff << 32 | value & 7 << 27,
-                    6 => {
-                        5 | 1 << 5
-                            | value & 1 << 4
-                            | value & 0xffff << 32
-                            | u128::from(RAM + u64::from(address & !3)) << 64
-                    }
+                    5..=10 => 4 | 1 << 4 | value & 0x3f << 32 | value & 3 << 27,
+                    11..=14 => 5 | 1 << 5 | value & 1 << 4 | value & 0xffff << 32 | status,
                     _ => 5 | value & 0b101 << 4,
                 };
-                self.store(RING + u64::from(place) * 16, &descriptor.to_le_bytes());
+                self.store((self.read64(IQA) & !0xfff).wrapping_add(tail.into()), &descriptor.to_le_bytes());
+                let size = 0x1000u32 << (self.read64(IQA) & 7);
+                self.write32(IQT, tail.wrapping_add(16) & (size - 1));
+            }
+            Step::Repair => {
+                let head = self.read64(IQA) & !0xfff | u64::from(self.read32(IQH));
+                self.store(head, &5u128.to_le_bytes());
+                self.write32(FSTS, IQE | PFO);
             }
             Step::Fire { handle, shv, data, requester } => {
                 let (low, high) = (u64::from(handle & 0x7fff), u64::from(handle >> 15));
@@ -267,6 +302,7 @@ impl World {
             self.asked.switches = command & SWITCHES;
             if command & SIRTP != 0 {
                 self.asked.irta = self.read64(IRTA);
+                self.pointer = Pointer::Asked;
             }
             assert_eq!(self.read32(GSTS) & QIE, command & QIE);
             if command & QIE == 0 {
@@ -320,11 +356,15 @@ impl World {
         assert!(turns <= bound, "{turns} turns");
         assert_eq!(self.read32(GSTS) & SWITCHES, self.asked.switches);
         assert_eq!(self.in_force, self.asked);
+        assert!(matches!(self.pointer, Pointer::Never | Pointer::Set));
         let idle = self.read32(GSTS) & QIE == 0 || self.read32(FSTS) & IQE != 0;
         assert!(idle || self.read32(IQH) == self.read32(IQT), "something is left in the queue");
     }
 
     fn next(&mut self) -> Option<Effect> {
+        if self.pointer == Pointer::Performing {
+            self.pointer = Pointer::Set;
+        }
         let head = self.read32(IQH);
         let reads = self.ram.reads.swap(0, Ordering::Relaxed);
         let effect = self.vtd.next(&mut self.faults, &self.ram);
@@ -341,6 +381,9 @@ impl World {
             Some(Effect::Retranslate(tables)) => {
                 self.tables = *tables;
                 self.in_force = self.asked;
+                if self.pointer == Pointer::Asked {
+                    self.pointer = Pointer::Performing;
+                }
             }
             Some(Effect::Write { address, data }) => {
                 let at_head = self.descriptor(self.read32(IQH)).expect("the ring is memory");
@@ -376,14 +419,28 @@ impl World {
         descriptors.find(|descriptor| descriptor & 0xf == 4)
     }
 
-    /// The interrupt entry cache invalidations that the head has gone by are among those that were performed.
+    /// The interrupt entry cache invalidations that the head has gone by are those that were performed.
     fn check_passed(&self, from: u32, performed: Option<Effect>) {
         let to = self.read32(IQH);
-        for place in self.places(from).take_while(|&place| place != to) {
-            let descriptor = self.descriptor(place).expect("what was read once");
+        let passed = self.places(from).take_while(|&place| place != to);
+        let mut asked = vec![];
+        for descriptor in passed.map(|place| self.descriptor(place).expect("what was read once")) {
             if descriptor & 0xf == 4 {
                 let Some(Effect::Invalidate(entries)) = &performed else { panic!("passed without an invalidation") };
                 assert!(covers(entries, descriptor), "{entries:?} for {descriptor:#x}");
+                asked.push(descriptor);
+            }
+        }
+        // And nothing else, as far as that is quickly told.
+        if let Some(Effect::Invalidate(Entries::Range(range))) = performed
+            && range.end().0 - range.start().0 < 256
+        {
+            for index in range.start().0..=range.end().0 {
+                let wanted = asked.iter().any(|&descriptor| {
+                    let mask = (descriptor >> 27) as u32 & 0x1f;
+                    ((descriptor >> 32) as u32 & 0xffff ^ index) >> mask.min(16) == 0
+                });
+                assert!(wanted, "nobody asked for {index:#x}");
             }
         }
     }
@@ -411,6 +468,7 @@ impl World {
             assert_eq!((after, self.read32(FSTS), sent), (before, status, None));
         } else {
             assert!(after.contains(&record) || self.read32(FSTS) & PFO != 0, "neither recorded nor told");
+            assert_eq!(after.len() > before.len(), after.contains(&record) && !before.contains(&record));
             assert!(after.len() <= before.len() + 1);
             assert!(before.iter().all(|record| after.contains(record)), "a pending fault is overwritten");
             let news = self.read32(FSTS) & 0b1_0011 != 0 && status & 0b1_0011 == 0;
@@ -429,7 +487,9 @@ impl World {
         assert_eq!(self.read32(GCMD), 0);
         assert_eq!(self.read64(0x08) >> 8 & 0x1f, 0, "an address width");
         assert_eq!(self.read32(GSTS) & !(SWITCHES | SIRTP | QIE | 1 << 30), 0);
+        assert_eq!(self.read32(GSTS) & SIRTP != 0, self.pointer == Pointer::Set);
         assert_eq!(self.read32(IQH) & !0x7_fff0, 0);
+        assert!(self.read32(GSTS) & QIE != 0 || self.read32(IQH) == 0, "a queue that is off has a head");
         assert_eq!(self.read32(IQT) & !0x7_fff0, 0);
         assert_eq!(self.read64(IQA) & 0xff8, 0);
         assert_eq!(self.read64(IRTA) & 0x7f0, 0);
