@@ -142,6 +142,11 @@ impl Line {
 
     /// The guest has ended the interrupt: a level that still stands goes to the pins again.
     pub(crate) fn end_of_interrupt(&self) {
+        self.drive_again();
+    }
+
+    /// A level that stands goes to the pins again: what stopped it may be gone.
+    pub(crate) fn drive_again(&self) {
         let state = self.0.state.lock();
         if state.level() == Level::High {
             self.0.drive(Level::High);

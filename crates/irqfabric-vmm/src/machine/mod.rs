@@ -22,6 +22,7 @@ use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{Fabric, Promotion, Stats};
 use irqfabric::hv::{Calls, Counted, Kvm};
 use irqfabric::msg::DestinationFormat;
+use irqfabric::remap::ExtDest;
 use kvm_bindings::{kvm_lapic_state, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::collections::HashSet;
@@ -125,10 +126,10 @@ impl Machine {
             Irqchip::Kernel => (Kvm::full(vm.clone()), [].as_slice()),
         };
         let hypervisor = Arc::new(Counted::new(kvm));
-        let builder = Fabric::builder(hypervisor.clone())
-            .memory(memory.clone())
-            .destinations(destinations)
-            .promotion(config.promotion);
+        let mut builder = Fabric::builder(hypervisor.clone()).memory(memory.clone()).promotion(config.promotion);
+        if destinations == DestinationFormat::Fifteen {
+            builder = builder.remapper(ExtDest);
+        }
         let fabric = ioapics.iter().cloned().fold(builder, |builder, chip| builder.ioapic(chip)).build()?;
 
         let cpuid = cpu::Cpuid::new(host, &config.apic_ids, destinations)?;

@@ -33,10 +33,10 @@ use crate::chip::ioapic::{Ioapic, IoapicState, PinSet, WINDOW_SIZE};
 use crate::hv::{HvError, Hypervisor, OpaqueTarget};
 use crate::line::{Line, Pin};
 use crate::memory::Memory;
-use crate::msg::{DestinationFormat, RequesterId};
-use crate::remap::{Entries, Remapper};
+use crate::msg::RequesterId;
+use crate::remap::{Entries, Remapper, Untranslated};
 use crate::route::{Cost, GsiTable};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::Mutex;
 use core::{CookieIndex, Core, Counters};
 use ioapic::{IoapicPin, IoapicPort};
 use std::fmt;
@@ -100,13 +100,8 @@ pub struct FabricBuilder {
     hypervisor: Box<dyn Hypervisor>,
     ioapics: Vec<(u64, Ioapic)>,
     memory: Option<Box<dyn Memory>>,
-    remapping: Remapping,
+    remapper: Box<dyn Remapper>,
     promotion: Promotion,
-}
-
-enum Remapping {
-    Absent(DestinationFormat),
-    Present(Box<dyn Remapper>),
 }
 
 /// A GSI that the machine does not have.
@@ -146,7 +141,7 @@ impl Fabric {
             hypervisor: Box::new(hypervisor),
             ioapics: Vec::new(),
             memory: None,
-            remapping: Remapping::Absent(DestinationFormat::default()),
+            remapper: Box::new(Untranslated),
             promotion: Promotion::default(),
         }
     }
@@ -213,7 +208,9 @@ impl Fabric {
     pub fn invalidate(&self, entries: &Entries) {
         promotion::invalidate(&self.0.core, entries);
         for ioapic in &self.0.ioapics {
-            self.0.drive_again(ioapic, ioapic.port.recovered());
+            for pin in ioapic.port.recovered(entries) {
+                self.0.line_of(ioapic, pin).drive_again();
+            }
         }
     }
 
@@ -276,16 +273,9 @@ impl FabricBuilder {
         self
     }
 
-    /// How destinations in messages are read. For [`DestinationFormat::Fifteen`] the VMM also tells the guest, by
-    /// KVM_FEATURE_MSI_EXT_DEST_ID.
-    pub fn destinations(mut self, destinations: DestinationFormat) -> Self {
-        self.remapping = Remapping::Absent(destinations);
-        self
-    }
-
     /// Messages go through `remapper`. The VMM passes the guest's invalidations on to [`Fabric::invalidate`].
     pub fn remapper(mut self, remapper: impl Remapper + 'static) -> Self {
-        self.remapping = Remapping::Present(Box::new(remapper));
+        self.remapper = Box::new(remapper);
         self
     }
 
@@ -297,17 +287,15 @@ impl FabricBuilder {
 
     /// Sets the virtual machine up, before its first vCPU is made: on KVM this enables the split irqchip.
     pub fn build(self) -> Result<Fabric, BuildError> {
-        let Self { hypervisor, ioapics, memory, remapping, promotion } = self;
+        let Self { hypervisor, ioapics, memory, remapper, promotion } = self;
         if let Some((one, other)) = overlap(&ioapics) {
             return Err(BuildError::Overlap(one, other));
         }
         let pins: usize = ioapics.iter().map(|(_, chip)| chip.pins()).sum();
         let capacity = hypervisor.start(u32::try_from(pins).unwrap_or(u32::MAX))?;
         let mut lines: Vec<_> = hypervisor.pins().into_iter().map(|pin| Line::to_pins([pin].into())).collect();
-        let (translation, cookies) = match remapping {
-            Remapping::Absent(destinations) => (Translation::Fixed(destinations), CookieIndex::unused()),
-            Remapping::Present(remapper) => (Translation::Remapped(RwLock::new(remapper)), CookieIndex::new()),
-        };
+        let translation = Translation::new(remapper);
+        let cookies = if translation.is_fixed() { CookieIndex::unused() } else { CookieIndex::new() };
         let core = Arc::new(Core {
             hypervisor,
             memory,
@@ -354,8 +342,12 @@ impl Inner {
     /// Lines whose interrupt was ended deliver it again while they stand.
     fn drive_again(&self, ioapic: &PlacedIoapic, ended: PinSet) {
         for pin in ended {
-            self.lines[ioapic.first_gsi as usize + usize::from(pin)].end_of_interrupt();
+            self.line_of(ioapic, pin).end_of_interrupt();
         }
+    }
+
+    fn line_of(&self, ioapic: &PlacedIoapic, pin: u8) -> &Line {
+        &self.lines[ioapic.first_gsi as usize + usize::from(pin)]
     }
 
     fn pin_stats(&self, gsi: u32) -> PinStats {

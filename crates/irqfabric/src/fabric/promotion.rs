@@ -210,7 +210,7 @@ pub(super) fn invalidate(core: &Arc<Core>, entries: &Entries) {
     let vectors = core.cookies.covered(entries);
     let mut left = Vec::new();
     for vector in vectors {
-        let reroute = vector.invalidate(&**remapper);
+        let reroute = vector.invalidate(&*remapper);
         left.push((vector, reroute));
     }
     // Nobody translates by the old entries any more; the vectors are dropped, if we are their last, without the lock.

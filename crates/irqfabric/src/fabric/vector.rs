@@ -9,7 +9,7 @@ use super::dispatcher::Token;
 use super::report::VectorStats;
 use crate::hv::HvError;
 use crate::msg::{Acceptance, Interrupt, Masking, Message};
-use crate::remap::{Cookie, Refusal, Remapper};
+use crate::remap::{Cookie, Refusal, Remapper, Target};
 use crate::route::{Action, Event, Gsi, Listener, Since};
 use crate::sync::{EventFd, Mutex, MutexGuard, Stopwatch};
 use std::io;
@@ -41,7 +41,7 @@ pub(super) struct State {
     pending: bool,
     // What is known about it.
     /// What `message` came out as when it was last translated. A failure is never kept.
-    translated: Option<Interrupt>,
+    translated: Option<Target>,
     cookie: Option<Cookie>,
     // Who listens.
     listener: Listener,
@@ -123,7 +123,7 @@ impl Vector {
         let wishes = self.core.promotes.load(Relaxed)
             && state.listener == Listener::Cold
             && state.masking == Masking::Unmasked
-            && state.translated.is_some()
+            && state.interrupt().is_some()
             && state.fired >= worth
             && !state.candidate;
         state.candidate |= wishes;
@@ -138,7 +138,7 @@ impl Vector {
         if state.sends(&self.core).is_none() {
             return state;
         }
-        if let Some(interrupt) = state.translated {
+        if let Some(Target::Interrupt(interrupt)) = state.translated {
             state.deliver(&self.core, &interrupt);
             return state;
         }
@@ -152,11 +152,22 @@ impl Vector {
         let remapper = self.core.translation.read();
         let mut state = self.state.lock();
         let Some(message) = state.sends(&self.core) else { return state };
-        match self.translate(&mut state, &message, &*remapper) {
-            Ok(interrupt) => state.deliver(&self.core, &interrupt),
-            Err(why) => self.core.refused(&message, why),
-        }
-        state
+        let event = match self.translate(&mut state, &message, &*remapper) {
+            Ok(Target::Interrupt(interrupt)) => {
+                state.deliver(&self.core, &interrupt);
+                return state;
+            }
+            Err(why) => {
+                self.core.refused(&*remapper, &message, why);
+                return state;
+            }
+            Ok(Target::Event(event)) => event,
+        };
+        state.stats.delivered += 1;
+        drop(state);
+        drop(remapper);
+        self.core.translation.remapper().raise(event);
+        self.state.lock()
     }
 
     /// The present message's translation, from the cache or into it.
@@ -165,22 +176,22 @@ impl Vector {
         state: &mut State,
         message: &Message,
         remapper: &dyn Remapper,
-    ) -> Result<Interrupt, Refusal> {
-        if let Some(interrupt) = state.translated {
-            return Ok(interrupt);
+    ) -> Result<Target, Refusal> {
+        if let Some(target) = state.translated {
+            return Ok(target);
         }
         let translation = remapper.translate(message)?;
-        state.translated = Some(translation.interrupt);
+        state.translated = Some(translation.target);
         state.cookie = translation.cookie;
         // Mostly it comes from the same entry as before, and the index is one for all vectors.
         let indexed = state.route.as_ref().is_some_and(|route| route.leftover.contains(&translation.cookie));
         if !indexed {
             self.core.cookies.cached(translation.cookie, self);
         }
-        Ok(translation.interrupt)
+        Ok(translation.target)
     }
 
-    fn forget(&self, state: &mut State) -> Option<Interrupt> {
+    fn forget(&self, state: &mut State) -> Option<Target> {
         let before = state.translated.take();
         if before.is_some() {
             let cookie = state.cookie.take();
@@ -243,20 +254,20 @@ impl Vector {
         }
         let Some(message) = state.message() else { return Reroute::Detach };
         match self.translate(state, &message, remapper) {
-            Ok(interrupt) if settled && Some(interrupt) == before => {
+            Ok(target) if settled && Some(target) == before => {
                 self.settle(state);
                 Reroute::No
             }
-            Ok(interrupt) if state.listener == Listener::Hot => match &state.route {
+            Ok(Target::Interrupt(interrupt)) if state.listener == Listener::Hot => match &state.route {
                 Some(route) => Reroute::Yes(route.gsi.put(interrupt)),
                 None => Reroute::No,
             },
-            Ok(_) => {
+            Ok(Target::Interrupt(_)) => {
                 self.step(state, Event::Change);
                 Reroute::No
             }
             // Detaching takes its time: not under the caller's translation lock.
-            Err(_) => Reroute::Detach,
+            Ok(Target::Event(_)) | Err(_) => Reroute::Detach,
         }
     }
 
@@ -354,7 +365,9 @@ impl Vector {
         let mut state = self.state.lock();
         let wants = state.listener == Listener::Cold && state.masking == Masking::Unmasked;
         match state.message() {
-            Some(message) if wants => self.translate(&mut state, &message, remapper).is_ok(),
+            Some(message) if wants => {
+                matches!(self.translate(&mut state, &message, remapper), Ok(Target::Interrupt(_)))
+            }
             _ => false,
         }
     }
@@ -365,7 +378,7 @@ impl Vector {
         let mut state = self.state.lock();
         state.candidate = false;
         let wants = state.listener == Listener::Cold && state.masking == Masking::Unmasked;
-        let interrupt = state.translated.filter(|_| wants)?;
+        let interrupt = state.interrupt().filter(|_| wants)?;
         Some((interrupt, state.fired >= WORTH_AN_EVICTION))
     }
 
@@ -374,7 +387,7 @@ impl Vector {
     pub(super) fn promote(self: &Arc<Self>, interrupt: Interrupt, gsi: Gsi) -> bool {
         let mut state = self.state.lock();
         let wants = state.listener == Listener::Cold && state.masking == Masking::Unmasked;
-        if !wants || state.translated != Some(interrupt) {
+        if !wants || state.interrupt() != Some(interrupt) {
             return false;
         }
         self.core.hot.lock().insert(&gsi, self);
@@ -387,7 +400,7 @@ impl Vector {
     /// changed it is on the way.
     pub(super) fn rerouted(&self) {
         let mut state = self.state.lock();
-        if let (Some(interrupt), Some(route)) = (state.translated, &state.route)
+        if let (Some(interrupt), Some(route)) = (state.interrupt(), &state.route)
             && route.gsi.stands_for(interrupt)
         {
             self.settle(&mut state);
@@ -501,6 +514,14 @@ pub(super) enum Reroute {
 impl State {
     fn message(&self) -> Option<Message> {
         self.programmed.then_some(self.message)
+    }
+
+    /// What a route would have to say.
+    fn interrupt(&self) -> Option<Interrupt> {
+        match self.translated {
+            Some(Target::Interrupt(interrupt)) => Some(interrupt),
+            Some(Target::Event(_)) | None => None,
+        }
     }
 
     /// The message, if it may go out. If not, the signal is kept pending, or dropped and counted.
