@@ -7,6 +7,7 @@
 use super::core::{Core, Counters};
 use super::dispatcher::Token;
 use super::report::VectorStats;
+use super::translation::Translating;
 use crate::hv::HvError;
 use crate::msg::{Acceptance, Interrupt, Masking, Message};
 use crate::remap::{Cookie, Refusal, Remapper, Target};
@@ -101,12 +102,12 @@ impl Vector {
     pub(super) fn signal(self: &Arc<Self>) {
         let mut state = self.state.lock();
         state.stats.signalled += 1;
-        drop(self.send(state));
+        drop(self.send(state, None));
     }
 
     /// The dispatcher saw the eventfd readable.
     pub(super) fn on_eventfd(self: &Arc<Self>) -> Wish {
-        let mut state = self.state.lock();
+        let (mut state, remapper) = self.lock_to_send();
         if !self.drain(&state) {
             return Wish::Nothing;
         }
@@ -118,7 +119,7 @@ impl Vector {
             state.muted = true;
             self.listen(false);
         }
-        let mut state = self.send(state);
+        let mut state = self.send(state, remapper);
         let worth = if self.core.table.is_full() { WORTH_AN_EVICTION } else { WORTH_A_ROUTE };
         let wishes = self.core.promotes.load(Relaxed)
             && state.listener == Listener::Cold
@@ -130,11 +131,27 @@ impl Vector {
         if wishes { Wish::Route } else { Wish::Nothing }
     }
 
+    /// For taking an event out of the eventfd and sending it: the translation's lock as well, if the message must be
+    /// translated. It would have to be let go for it, and the event be neither in the eventfd nor sent.
+    fn lock_to_send(&self) -> (MutexGuard<'_, State>, Option<Translating<'_>>) {
+        let state = self.state.lock();
+        if state.interrupt().is_some() {
+            return (state, None);
+        }
+        drop(state);
+        let remapper = self.core.translation.read();
+        (self.state.lock(), Some(remapper))
+    }
+
     /// Sends the message, keeps it pending or drops it. One system call at the most.
     ///
     /// Inlined: behind a system call the processor predicts no return, and each one costs as much as a lock.
     #[inline(always)]
-    fn send<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn send<'a>(
+        self: &'a Arc<Self>,
+        mut state: MutexGuard<'a, State>,
+        remapper: Option<Translating<'a>>,
+    ) -> MutexGuard<'a, State> {
         if state.sends(&self.core).is_none() {
             return state;
         }
@@ -142,15 +159,24 @@ impl Vector {
             state.deliver(&self.core, &interrupt);
             return state;
         }
-        self.translate_and_send(state)
+        self.translate_and_send(state, remapper)
     }
 
     #[cold]
-    fn translate_and_send<'a>(self: &'a Arc<Self>, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        // The order of locks: translation before any vector's. In between, anything may have changed.
-        drop(state);
-        let remapper = self.core.translation.read();
-        let mut state = self.state.lock();
+    fn translate_and_send<'a>(
+        self: &'a Arc<Self>,
+        state: MutexGuard<'a, State>,
+        remapper: Option<Translating<'a>>,
+    ) -> MutexGuard<'a, State> {
+        let (mut state, remapper) = match remapper {
+            Some(remapper) => (state, remapper),
+            None => {
+                // The order of locks: translation before any vector's. In between, anything may have changed.
+                drop(state);
+                let remapper = self.core.translation.read();
+                (self.state.lock(), remapper)
+            }
+        };
         let Some(message) = state.sends(&self.core) else { return state };
         let event = match self.translate(&mut state, &message, &*remapper) {
             Ok(Target::Interrupt(interrupt)) => {
@@ -295,7 +321,7 @@ impl Vector {
                     self.listen(true);
                 }
                 if std::mem::take(&mut state.pending) {
-                    drop(self.send(state));
+                    drop(self.send(state, None));
                 }
             }
         }
@@ -312,10 +338,10 @@ impl Vector {
 
     /// Delivers what is in the eventfd already, if it may go out: the dispatcher would have to be waited for.
     pub(super) fn flush(self: &Arc<Self>) {
-        let mut state = self.state.lock();
+        let (mut state, remapper) = self.lock_to_send();
         if state.masking == Masking::Unmasked && self.drain(&state) {
             state.stats.signalled += 1;
-            drop(self.send(state));
+            drop(self.send(state, remapper));
         }
     }
 
