@@ -43,6 +43,10 @@ pub struct Args {
     /// Whose IOAPIC: irqfabric's, or KVM's own for comparison
     #[arg(long, value_enum, default_value_t = IrqchipKind::Split)]
     pub irqchip: IrqchipKind,
+    /// Who says which interrupts a message may become: nobody but the message, or an Intel VT-d unit that the guest
+    /// programs
+    #[arg(long, value_enum, default_value_t = IntremapKind::None)]
+    pub intremap: IntremapKind,
     /// When a vector that is signalled by its eventfd gets an irqfd in KVM
     #[arg(long, value_enum, default_value_t = PromotionKind::OnDemand)]
     pub promotion: PromotionKind,
@@ -95,6 +99,16 @@ pub enum IrqchipKind {
     Split,
     /// KVM's own, with its PIC
     Kernel,
+}
+
+/// Who remaps interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IntremapKind {
+    /// Nobody; APIC ids above 254 are reached by 15-bit destinations
+    None,
+    /// A VT-d unit, told of by a DMAR table
+    Vtd,
 }
 
 /// When vectors become hot: the fabric's policies by their names.

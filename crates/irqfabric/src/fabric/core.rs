@@ -17,7 +17,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 pub(crate) struct Core {
     pub(crate) hypervisor: Box<dyn Hypervisor>,
-    pub(crate) memory: Option<Box<dyn Memory>>,
+    pub(crate) memory: Option<Arc<dyn Memory>>,
     pub(crate) translation: Translation,
     /// Whose cached translation came from where. A leaf.
     pub(crate) cookies: CookieIndex,
