@@ -37,6 +37,7 @@ struct Shared {
     wake: EventFd,
     stop: AtomicBool,
     slots: Mutex<Slots>,
+    later: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
 
 #[derive(Default)]
@@ -69,6 +70,7 @@ impl Dispatcher {
             wake: EventFd::new(EFD_NONBLOCK)?,
             stop: AtomicBool::new(false),
             slots: Mutex::default(),
+            later: Mutex::default(),
         });
         let wake = EpollEvent::new(EventSet::IN, WAKE);
         shared.epoll.ctl(ControlOperation::Add, shared.wake.as_raw_fd(), wake)?;
@@ -104,6 +106,12 @@ impl Dispatcher {
         let nothing = EpollEvent::default();
         let _ = self.shared.epoll.ctl(ControlOperation::Delete, eventfd.as_raw_fd(), nothing);
         self.shared.slots.lock().remove(token);
+    }
+
+    /// Calls `act` on the dispatcher's thread, with no lock held.
+    pub(super) fn at(&self, _: Instant, act: impl FnOnce() + Send + 'static) {
+        self.shared.later.lock().push(Box::new(act));
+        let _ = self.shared.wake.write(1);
     }
 }
 
@@ -159,6 +167,9 @@ fn run(shared: &Shared, core: &Weak<Core>) {
         let Some(core) = core.upgrade() else { return };
         Counters::count(&core.counters.wakeups);
         for event in &events[..ready] {
+            if event.data() == WAKE {
+                let _ = shared.wake.read();
+            }
             let vector = shared.slots.lock().vectors.get(event.data() as usize).and_then(Weak::upgrade);
             if let Some(vector) = vector
                 && vector.on_eventfd() == Wish::Route
@@ -166,6 +177,8 @@ fn run(shared: &Shared, core: &Weak<Core>) {
                 candidates.push(&core, &vector);
             }
         }
+        let later = std::mem::take(&mut *shared.later.lock());
+        later.into_iter().for_each(|act| act());
         rounds += 1;
         if ready == BATCH && rounds < ROUNDS {
             continue;

@@ -144,10 +144,7 @@ pub enum BuildError {
     #[error(transparent)]
     Hypervisor(#[from] HvError),
     /// Two chips answer to the same addresses.
-    #[error(
-        "the registers at {0:#x} and {1:#x} overlap: an IOAPIC takes {WINDOW_SIZE:#x} bytes, a VT-d unit {:#x}",
-        VTD_WINDOW_SIZE
-    )]
+    #[error("the registers at {0:#x} and {1:#x} overlap: an IOAPIC takes {WINDOW_SIZE:#x} bytes, a VT-d unit a page")]
     Overlap(u64, u64),
     /// A VT-d unit without the memory that its tables are in.
     #[error("a VT-d unit needs the guest's memory: FabricBuilder::memory")]

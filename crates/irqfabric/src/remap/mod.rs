@@ -12,9 +12,11 @@
 //! | --- | --- |
 //! | [`Untranslated`] | destinations of 8 bits: what a fabric has unless it is told otherwise |
 //! | [`ExtDest`] | destinations of 15 bits |
+//! | [`vtd`] | Intel VT-d's table of entries; in its place by [`FabricBuilder::vtd`](crate::fabric::FabricBuilder::vtd) |
 //! | [`XenPirq`] | Xen's event channels, and for everything else whatever it is put around |
 
 mod destinations;
+pub mod vtd;
 mod xen;
 
 pub use destinations::{ExtDest, Untranslated};

@@ -92,7 +92,11 @@ mod tests {
         let ioapics = [ioapic(0, RequesterId::new(0xff, 0, 0)), ioapic(5, RequesterId::new(0xfe, 0x1f, 7))];
         let table = dmar(0xfed9_0000, &ioapics);
         let table = table.as_slice();
-        assert_eq!((&table[..4], table[37]), (b"DMAR".as_slice(), 1), "interrupt remapping, and x2APIC not opted out of");
+        assert_eq!(
+            (&table[..4], table[37]),
+            (b"DMAR".as_slice(), 1),
+            "interrupt remapping, and x2APIC not opted out of"
+        );
         let unit = &table[48..];
         assert_eq!((&unit[..4], unit[4], &unit[6..8]), ([0, 0, 32, 0].as_slice(), 1, [0, 0].as_slice()));
         assert_eq!(unit[8..16], 0xfed9_0000_u64.to_le_bytes());

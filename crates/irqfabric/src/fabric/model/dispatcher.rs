@@ -29,6 +29,11 @@ impl Dispatcher {
         eventfd.watch(on);
     }
 
+    /// At once: a model has no time.
+    pub(super) fn at(&self, _: std::time::Instant, act: impl FnOnce() + Send + 'static) {
+        act();
+    }
+
     pub(super) fn remove(&self, eventfd: &EventFd, _token: Token) {
         eventfd.watch(false);
     }
