@@ -4,6 +4,7 @@
 //! seen. A scenario on the `Reference` machine judges the guest tests themselves, by QEMU's devices.
 
 mod evidence;
+mod intremap;
 mod l1;
 pub mod linux;
 mod moves;
@@ -69,6 +70,8 @@ pub struct Linux {
 pub fn ours(scale: Scale) -> Vec<Scenario> {
     let mut list = all(scale);
     list.retain(|scenario| !matches!(scenario.machine, Machine::Reference { .. }));
+    list.extend([2, 4].map(|cpus| intremap::boots(cpus, scale)));
+    list.extend([intremap::apic_ids(), intremap::apic_ids_without()]);
     list
 }
 

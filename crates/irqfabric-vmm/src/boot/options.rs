@@ -1,5 +1,6 @@
 //! The options of `irqfabric boot`, and what their words mean.
 
+use super::layout;
 use crate::devices::virtio::SignalBy;
 use crate::error::Error;
 use crate::testdev::Image;
@@ -70,6 +71,17 @@ impl Args {
 }
 
 impl Args {
+    /// Where the VT-d unit is to be, if there is to be one.
+    pub fn vtd(&self) -> Result<Option<u64>, Error> {
+        match (self.intremap, self.irqchip) {
+            (IntremapKind::None, _) => Ok(None),
+            (IntremapKind::Vtd, IrqchipKind::Split) => Ok(Some(layout::VTD)),
+            (IntremapKind::Vtd, IrqchipKind::Kernel) => {
+                Err(Error::Options("--intremap vtd: KVM's own IOAPIC knows nothing of it; use --irqchip split".into()))
+            }
+        }
+    }
+
     /// The same options, as the test profile reads them.
     pub fn image(&self) -> Image<'_> {
         let modules = self.initrd.iter().flat_map(|list| list.as_os_str().as_bytes().split(|byte| *byte == b','));
