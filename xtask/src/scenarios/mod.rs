@@ -70,8 +70,6 @@ pub struct Linux {
 pub fn ours(scale: Scale) -> Vec<Scenario> {
     let mut list = all(scale);
     list.retain(|scenario| !matches!(scenario.machine, Machine::Reference { .. }));
-    list.extend([2, 4].map(|cpus| intremap::boots(cpus, scale)));
-    list.extend([intremap::apic_ids(), intremap::apic_ids_without()]);
     list
 }
 
@@ -83,5 +81,7 @@ pub fn all(scale: Scale) -> Vec<Scenario> {
     list.extend([1, 2, 4].map(linux::boots));
     list.extend([linux::thirty_disks(), linux::same_as_kernel_irqchip(), moves::under_load(scale)]);
     list.extend([pci::linux(), pci::without_msix(), moves::msix_under_load(scale)]);
+    list.extend([2, 4].map(|cpus| intremap::boots(cpus, scale)));
+    list.extend([intremap::apic_ids(), intremap::apic_ids_without()]);
     list
 }
