@@ -336,6 +336,36 @@ fn processors_that_invalidate_at_once_are_all_served() {
 }
 
 #[test]
+fn whatever_processors_write_at_once_the_unit_comes_back() {
+    let (guest, recorder) = machine();
+    guest.enable();
+    guest.set(3, irte(0x41, 0));
+    // Descriptors of every kind, some of them wrong.
+    guest.put((0..DESCRIPTORS).map(|place| u128::from(place) * 0x9e37_79b9_7f4a_7c15));
+    thread::scope(|scope| {
+        for processor in 0..4u32 {
+            let guest = guest.clone();
+            scope.spawn(move || {
+                for round in 0..300 {
+                    let value = (processor * 300 + round).wrapping_mul(0x9e37_79b9);
+                    let offset = [IQT, GCMD, FSTS, FECTL, 0x9c, IRTA][value as usize % 6];
+                    guest.write(offset, value);
+                    guest.read(u64::from(value >> 8 & 0xffc));
+                }
+            });
+        }
+    });
+    guest.restart_queue();
+    guest.enable();
+    let vectors = guest.fabric.msi_vectors(DEVICE, 1);
+    program(&vectors, 0, 3);
+    guest.invalidate(GLOBAL);
+    recorder.take();
+    vectors[0].signal();
+    assert_eq!(recorder.take_vectors(), [0x41]);
+}
+
+#[test]
 fn a_saved_unit_goes_on_as_it_was() {
     let (guest, _) = machine();
     guest.enable();

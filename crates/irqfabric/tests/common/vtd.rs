@@ -21,7 +21,7 @@ pub const FECTL: u64 = 0x38;
 pub const IQH: u64 = 0x80;
 pub const IQT: u64 = 0x88;
 const IQA: u64 = 0x90;
-const IRTA: u64 = 0xb8;
+pub const IRTA: u64 = 0xb8;
 /// The first fault recording register.
 pub const FRCD: u64 = 0x220;
 
@@ -78,6 +78,8 @@ pub struct Driver {
     pub fabric: Fabric,
     pub ram: Ram,
     queue: Arc<Mutex<Tail>>,
+    /// The lock that processors take to ask for something: the tail must not go back.
+    asks: Arc<Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -116,7 +118,7 @@ pub fn remappable_pin(index: u16, vector: u8) -> u64 {
 
 impl Driver {
     pub fn new(fabric: Fabric, ram: Ram) -> Self {
-        Self { fabric, ram, queue: Arc::default() }
+        Self { fabric, ram, queue: Arc::default(), asks: Arc::default() }
     }
 
     pub fn read(&self, offset: u64) -> u32 {
@@ -136,8 +138,18 @@ impl Driver {
     /// As Linux does: the queue, the table with 32-bit destinations, remapping.
     pub fn enable(&self) {
         self.prepare(true);
-        self.write(GCMD, QIE | IRE);
-        assert_eq!(self.read(GSTS), QIE | IRE | SIRTP);
+        self.command(QIE | IRE, QIE | IRE | SIRTP);
+    }
+
+    /// Gives a command and waits for its status.
+    pub fn command(&self, command: u32, status: u32) {
+        const RTPS: u32 = 1 << 30;
+        self.write(GCMD, command);
+        let start = Instant::now();
+        while self.read(GSTS) & !RTPS != status {
+            assert!(start.elapsed() < Duration::from_secs(30), "{command:#x} leads to {:#x}", self.read(GSTS));
+            thread::yield_now();
+        }
     }
 
     /// All but IRE.
@@ -145,12 +157,20 @@ impl Driver {
         self.write64(IQA, RING | 7);
         self.write(GCMD, QIE);
         self.write64(IRTA, TABLE | u64::from(extended) << 11 | 0xf);
-        self.write(GCMD, QIE | SIRTP);
-        assert_eq!(self.read(GSTS), QIE | SIRTP);
+        self.command(QIE | SIRTP, QIE | SIRTP);
     }
 
     pub fn set(&self, index: u16, entry: u128) {
         self.ram.write(TABLE + 16 * u64::from(index), &entry.to_le_bytes()).unwrap();
+    }
+
+    /// Switches the queue off and on again: it starts at the ring's beginning.
+    pub fn restart_queue(&self) {
+        self.write(GCMD, IRE);
+        *self.queue.lock().unwrap() = Tail::default();
+        self.write(IQT, 0);
+        self.write(FSTS, 0x7f);
+        self.write(GCMD, IRE | QIE);
     }
 
     /// Puts descriptors into the ring; the unit does not know yet.
@@ -197,9 +217,13 @@ impl Driver {
 
     /// Invalidates and waits until the unit says that it is done.
     pub fn invalidate(&self, descriptor: u128) {
-        self.put([descriptor]);
-        let wait = self.put_wait();
-        self.submit();
+        let wait = {
+            let _asks = self.asks.lock().unwrap();
+            self.put([descriptor]);
+            let wait = self.put_wait();
+            self.submit();
+            wait
+        };
         self.wait_for(wait);
     }
 
