@@ -18,11 +18,14 @@ use std::time::Duration;
 /// share one (`vp_find_vqs_msix`).
 const DISKS: [&str; 3] = ["", ",pci,queues=2,vectors=2", ",pci,queues=2,vectors=2,eventfd"];
 
-/// What each of them is to `guest-probe move`, and the section with what came of it, in the order of the disks.
-const MOVES: [(&str, &str); 3] = [("level", "moves-level"), ("message", "moves-call"), ("message", "moves-eventfd")];
+/// The section with what came of each one's moves, in the order of the disks.
+const SECTIONS: [&str; 3] = ["moves-level", "moves-call", "moves-eventfd"];
+
+/// What the level disk is to `guest-probe move` behind the unit.
+const REMAPPED: &str = "remapped-level";
 
 /// Run in L2. Which disk is which device is told by its content.
-fn guest(moves: u64, seconds: u64) -> Linux {
+fn guest(level: &str, moves: u64, seconds: u64) -> Linux {
     let find = "\
 for disk in /sys/block/vd*; do
     name=${disk##*/}
@@ -38,8 +41,8 @@ for disk in /sys/block/vd*; do
 done >/tmp/disks
 section disks </tmp/disks
 ";
-    let moves = MOVES.iter().enumerate().map(|(disk, (kind, section))| {
-        let edge = if disk == 0 { " ttyS0" } else { "" };
+    let moves = SECTIONS.iter().enumerate().map(|(disk, section)| {
+        let (kind, edge) = if disk == 0 { (level, " ttyS0") } else { ("message", "") };
         format!("guest-probe move {moves} {seconds} {kind} $disk{disk}{edge} | section {section}\n")
     });
     let moves: String = moves.collect();
@@ -60,7 +63,7 @@ pub fn boots(cpus: u32, scale: Scale) -> Scenario {
              fault, a late interrupt or a commit too many"
         ),
         limit: limit(seconds),
-        machine: machine(cpus, arguments, guest(moves, seconds)),
+        machine: machine(cpus, arguments, guest(REMAPPED, moves, seconds)),
         judge: Box::new(move |evidence| {
             let seen = Seen::of(evidence)?;
             seen.remaps()?;
@@ -81,7 +84,7 @@ pub fn apic_ids() -> Scenario {
         name: "linux-intremap-apic-ids".into(),
         proves: format!("behind a VT-d unit interrupts of every kind reach each of the APIC ids {APIC_IDS}"),
         limit: limit(120),
-        machine: machine(0, &arguments, guest(ROUND_TRIPS, 120)),
+        machine: machine(0, &arguments, guest(REMAPPED, ROUND_TRIPS, 120)),
         judge: Box::new(|evidence| {
             let seen = Seen::of(evidence)?;
             seen.remaps()?;
@@ -97,7 +100,7 @@ pub fn apic_ids_without() -> Scenario {
         name: "linux-apic-ids".into(),
         proves: format!("by 15-bit destinations interrupts of every kind reach each of the APIC ids {APIC_IDS}"),
         limit: limit(120),
-        machine: machine(0, &arguments, guest(ROUND_TRIPS, 120)),
+        machine: machine(0, &arguments, guest("level", ROUND_TRIPS, 120)),
         judge: Box::new(|evidence| {
             let seen = Seen::of(evidence)?;
             ensure!(!seen.dmar()?.contains("IRQ remapping"), "expected no remapping:\n{}", seen.dmar()?);
@@ -108,7 +111,7 @@ pub fn apic_ids_without() -> Scenario {
 }
 
 fn limit(seconds: u64) -> Duration {
-    ONE_BOOT + MOVES.len() as u32 * Duration::from_secs(seconds)
+    ONE_BOOT + SECTIONS.len() as u32 * Duration::from_secs(seconds)
 }
 
 /// `cpus` is 0 where the arguments name them.
@@ -181,7 +184,7 @@ impl Seen {
 
     /// Each disk was moved as often, and every block read was right.
     fn moved(&self, at_least: u64) -> Result<()> {
-        for (_, section) in MOVES {
+        for section in SECTIONS {
             let Moved { disk, blocks_read, edge } = moved(&self.console, section)?;
             judge_wire(section, &disk, at_least)?;
             if let Some(edge) = &edge {
@@ -201,7 +204,7 @@ impl Seen {
     fn commits(&self) -> Result<()> {
         // The hot vector's, and its configuration's, become so by a commit each.
         const AT_FIRST: u64 = 4;
-        let moves = moved(&self.console, MOVES[2].1)?.disk.moves;
+        let moves = moved(&self.console, SECTIONS[2])?.disk.moves;
         let BootReport { commits, promotions, .. } = self.report;
         ensure!(commits <= moves + AT_FIRST, "{commits} table commits for {moves} moves of a hot vector");
         let cold: u64 = self.report.vectors("disk2").map(|vector| vector.delivered).sum();
