@@ -31,7 +31,7 @@ pub(crate) struct Core {
     pub(crate) detach_cost: Cost,
     /// How many are being detached.
     pub(crate) detaching: AtomicU64,
-    /// Started with the first eventfd.
+    /// Started with the first eventfd, or the first thing that is put off.
     pub(crate) dispatcher: OnceLock<Dispatcher>,
     pub(crate) counters: Counters,
 }
@@ -63,6 +63,7 @@ pub(crate) struct Counters {
     pub(crate) promotions: AtomicU64,
     pub(crate) evictions: AtomicU64,
     pub(crate) shortages: AtomicU64,
+    pub(crate) brakes: AtomicU64,
 }
 
 impl Counters {

@@ -20,6 +20,7 @@ mod model;
 mod msi;
 mod promotion;
 mod report;
+mod resample;
 mod routes;
 mod translation;
 mod vector;
@@ -28,11 +29,12 @@ mod vtd;
 pub use msi::{MsiVector, MsiVectors, Program, VectorIndexError, VectorState};
 pub use promotion::Promotion;
 pub use report::{LineStats, PinStats, Stats, VectorStats};
+pub use resample::{LineEventfds, LineEventfdsError};
 pub use routes::{OpaqueRoute, RouteError};
 
-use crate::chip::ioapic::{Ioapic, IoapicState, PinSet, WINDOW_SIZE};
-use crate::hv::{HvError, Hypervisor, OpaqueTarget};
-use crate::line::{Line, Pin};
+use crate::chip::ioapic::{Ioapic, IoapicState, WINDOW_SIZE, Written};
+use crate::hv::{Ends, HvError, Hypervisor, OpaqueTarget};
+use crate::line::{EdgeSource, Line, Pin};
 use crate::memory::Memory;
 use crate::msg::RequesterId;
 use crate::remap::vtd::{Faults, FaultsState, Vtd, VtdState, WINDOW_SIZE as VTD_WINDOW_SIZE};
@@ -41,6 +43,7 @@ use crate::route::{Cost, GsiTable};
 use crate::sync::Mutex;
 use core::{CookieIndex, Core, Counters};
 use ioapic::{IoapicPin, IoapicPort};
+use resample::ForeignResampler;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -87,6 +90,7 @@ pub struct Fabric(Arc<Inner>);
 struct Inner {
     core: Arc<Core>,
     ioapics: Box<[PlacedIoapic]>,
+    ends: Ends,
     /// The lines by GSI: those of the hypervisor's own chip, or of our IOAPICs' pins, one chip's after the other's.
     lines: Box<[Line]>,
     vtd: Option<PlacedVtd>,
@@ -129,6 +133,14 @@ pub enum GsiError {
         /// The last one there is.
         last: u32,
     },
+    /// Nobody would learn of the end of its interrupts.
+    #[error(
+        "GSI {gsi} has no level line: the hypervisor hides ends of interrupts; there are edge sources and message vectors"
+    )]
+    NoLevel {
+        /// What was asked for.
+        gsi: u32,
+    },
     /// There are no pins at all.
     #[error("GSI {gsi} is not one of the machine's: it has no IOAPIC")]
     NoPins {
@@ -166,12 +178,37 @@ impl Fabric {
     // Devices.
 
     /// The line of a GSI. Take a [source](Line::source) of it for each device.
+    ///
+    /// There is none where the hypervisor [hides](Ends::Hidden) the ends of interrupts: a level that still stands could not be
+    /// delivered again. Devices that need no level take an [`edge_source`](Self::edge_source).
     pub fn line(&self, gsi: u32) -> Result<Line, GsiError> {
-        let lines = &self.0.lines;
-        lines.get(gsi as usize).cloned().ok_or(match lines.len().checked_sub(1) {
-            Some(last) => GsiError::OutOfRange { gsi, last: last as u32 },
-            None => GsiError::NoPins { gsi },
-        })
+        let line = self.0.line(gsi)?;
+        match self.0.ends {
+            Ends::Reported => Ok(line.clone()),
+            Ends::Hidden => Err(GsiError::NoLevel { gsi }),
+        }
+    }
+
+    /// A source of a GSI's line that sends edges and nothing else, on any hypervisor. The name is for reports only.
+    pub fn edge_source(&self, gsi: u32, name: impl Into<String>) -> Result<EdgeSource, GsiError> {
+        Ok(EdgeSource::new(self.0.line(gsi)?, name.into()))
+    }
+
+    /// A pair of eventfds that are a [resampling source](Line::resampling_source) of a GSI's line: what VFIO and vhost take for a level
+    /// interrupt. The name is for reports only.
+    ///
+    /// ```
+    /// # use irqfabric::{chip::ioapic::Ioapic, fabric::Fabric, hv::Sim};
+    /// # let fabric = Fabric::builder(Sim::new(1)).ioapic(Ioapic::default()).build()?;
+    /// let intx = fabric.line_eventfds(16, "vfio")?;
+    /// // VFIO_DEVICE_SET_IRQS with VFIO_IRQ_SET_ACTION_TRIGGER takes the first, with VFIO_IRQ_SET_ACTION_UNMASK the second.
+    /// let (trigger, resample) = (intx.trigger(), intx.resample());
+    /// trigger.write(1)?;
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn line_eventfds(&self, gsi: u32, name: impl Into<String>) -> Result<LineEventfds, LineEventfdsError> {
+        let line = self.line(gsi)?;
+        LineEventfds::new(&self.0.core, &line, gsi, name.into())
     }
 
     /// `count` message vectors of one device. Neither a GSI nor a system call is spent on them.
@@ -200,8 +237,11 @@ impl Fabric {
     /// performs what it asks for, as [`invalidate`](Self::invalidate) does, or the first part of it.
     pub fn mmio_write(&self, address: u64, data: &[u8]) -> bool {
         if let Some((ioapic, offset)) = self.0.ioapic_at(address) {
-            let ended = ioapic.port.write(offset, data);
-            self.0.drive_again(ioapic, ended);
+            match ioapic.port.write(offset, data) {
+                Written::EndOfInterrupt(vector) => self.0.end_of_interrupt(ioapic, vector),
+                Written::Entry { pin, ended: true } => self.0.line_of(ioapic, pin).end_of_interrupt(|| true),
+                Written::Entry { .. } | Written::Nothing => {}
+            }
         } else if let Some((vtd, offset)) = self.0.vtd_at(address) {
             vtd.write(offset, data, &self.0);
         } else {
@@ -216,8 +256,7 @@ impl Fabric {
     /// No system call if the lines concerned are low, otherwise one each.
     pub fn end_of_interrupt(&self, vector: u8) {
         for ioapic in &self.0.ioapics {
-            let ended = ioapic.port.end_of_interrupt(vector);
-            self.0.drive_again(ioapic, ended);
+            self.0.end_of_interrupt(ioapic, vector);
         }
     }
 
@@ -256,8 +295,8 @@ impl Fabric {
 
     /// What has happened so far.
     pub fn stats(&self) -> Stats {
-        let Counters { memory_writes, dropped, blocked, host_errors, wakeups, promotions, evictions, shortages } =
-            &self.0.core.counters;
+        let Counters { memory_writes, dropped, blocked, host_errors, wakeups, .. } = &self.0.core.counters;
+        let Counters { promotions, evictions, shortages, brakes, .. } = &self.0.core.counters;
         let lines = (0..).zip(&self.0.lines).filter_map(|(gsi, line)| {
             let sources = line.stats();
             let pin = self.0.pin_stats(gsi);
@@ -274,6 +313,7 @@ impl Fabric {
             promotions: promotions.load(Relaxed),
             evictions: evictions.load(Relaxed),
             shortages: shortages.load(Relaxed),
+            brakes: brakes.load(Relaxed),
             host_errors: host_errors.load(Relaxed),
         }
     }
@@ -342,7 +382,7 @@ impl FabricBuilder {
         };
         let pins: usize = ioapics.iter().map(|(_, chip)| chip.pins()).sum();
         let capacity = hypervisor.start(u32::try_from(pins).unwrap_or(u32::MAX))?;
-        let mut lines: Vec<_> = hypervisor.pins().into_iter().map(|pin| Line::to_pins([pin].into())).collect();
+        let foreign = hypervisor.pins();
         let translation = Translation::new(remapper);
         let cookies = if translation.is_fixed() { CookieIndex::unused() } else { CookieIndex::new() };
         let core = Arc::new(Core {
@@ -350,9 +390,9 @@ impl FabricBuilder {
             memory,
             translation,
             cookies,
-            table: Arc::new(GsiTable::new((lines.len() + pins) as u32, capacity.gsis)),
+            table: Arc::new(GsiTable::new((foreign.len() + pins) as u32, capacity.gsis)),
             promotion,
-            promotes: AtomicBool::new(((lines.len() + pins) as u32) < capacity.gsis),
+            promotes: AtomicBool::new(((foreign.len() + pins) as u32) < capacity.gsis),
             hot: Mutex::default(),
             // Linux 6.18, a few irqfds.
             detach_cost: Cost::from_nanos(80_000),
@@ -360,9 +400,15 @@ impl FabricBuilder {
             dispatcher: OnceLock::new(),
             counters: Counters::default(),
         });
+        let foreign_line = |(gsi, pin)| Line::to_foreign_pin(pin, ForeignResampler::new(&core, gsi));
+        let mut lines: Vec<_> = (0..).zip(foreign).map(foreign_line).collect();
         let mut placed = Vec::with_capacity(ioapics.len());
         let mut restored = None;
         for (address, chip) in ioapics {
+            let chip = match capacity.ends {
+                Ends::Reported => chip,
+                Ends::Hidden => chip.with_edges_only(),
+            };
             let first_gsi = lines.len() as u32;
             let count = chip.pins() as u8;
             let port = Arc::new(IoapicPort::new(core.clone(), first_gsi, chip));
@@ -376,7 +422,8 @@ impl FabricBuilder {
         if let Some(since) = restored {
             core.table.publish(since, &*core.hypervisor)?;
         }
-        let inner = Arc::new(Inner { core, ioapics: placed.into(), lines: lines.into(), vtd });
+        let inner = Inner { core, ioapics: placed.into(), ends: capacity.ends, lines: lines.into(), vtd };
+        let inner = Arc::new(inner);
         if let Some(vtd) = &inner.vtd {
             vtd.port.run(&inner);
         }
@@ -408,10 +455,17 @@ impl Inner {
         }
     }
 
-    /// Lines whose interrupt was ended deliver it again while they stand.
-    fn drive_again(&self, ioapic: &PlacedIoapic, ended: PinSet) {
-        for pin in ended {
-            self.line_of(ioapic, pin).end_of_interrupt();
+    fn line(&self, gsi: u32) -> Result<&Line, GsiError> {
+        self.lines.get(gsi as usize).ok_or(match self.lines.len().checked_sub(1) {
+            Some(last) => GsiError::OutOfRange { gsi, last: last as u32 },
+            None => GsiError::NoPins { gsi },
+        })
+    }
+
+    /// Ends the interrupts of `vector` at one chip, line by line.
+    fn end_of_interrupt(&self, ioapic: &PlacedIoapic, vector: u8) {
+        for pin in ioapic.port.ending(vector) {
+            self.line_of(ioapic, pin).end_of_interrupt(|| ioapic.port.end(pin, vector));
         }
     }
 

@@ -55,7 +55,7 @@ fn what(interrupt: &Interrupt) -> What {
 
 impl Hypervisor for Hv {
     fn start(&self, pins: u32) -> Result<Capacity, HvError> {
-        Ok(Capacity { gsis: pins + GSIS })
+        Ok(Capacity { gsis: pins + GSIS, ..Capacity::default() })
     }
 
     fn deliver(&self, interrupt: &Interrupt) -> Result<Acceptance, HvError> {

@@ -5,7 +5,7 @@
 //! in one place, [`Vector::step`].
 
 use super::core::{Core, Counters};
-use super::dispatcher::Token;
+use super::dispatcher::{Listen, Token};
 use super::report::VectorStats;
 use super::translation::Translating;
 use crate::hv::HvError;
@@ -524,6 +524,12 @@ impl Vector {
         if let (Some((eventfd, token)), Some(dispatcher)) = (self.eventfd.get(), self.core.dispatcher.get()) {
             dispatcher.listen(eventfd, *token, on);
         }
+    }
+}
+
+impl Listen for Vector {
+    fn readable(self: Arc<Self>) -> Option<Arc<Self>> {
+        (self.on_eventfd() == Wish::Route).then_some(self)
     }
 }
 

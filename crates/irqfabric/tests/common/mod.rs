@@ -136,7 +136,7 @@ impl Recorder {
 
 impl Hypervisor for Recorder {
     fn start(&self, _pins: u32) -> Result<Capacity, HvError> {
-        Ok(Capacity { gsis: if self.irqfds { 4096 } else { 0 } })
+        Ok(Capacity { gsis: if self.irqfds { 4096 } else { 0 }, ..Capacity::default() })
     }
 
     fn attach(&self, _gsi: u32, _eventfd: &EventFd) -> Result<(), HvError> {

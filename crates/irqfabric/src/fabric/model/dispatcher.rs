@@ -6,6 +6,11 @@ use super::vector::Vector;
 use crate::sync::EventFd;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
+
+pub(super) trait Listen: Send + Sync {
+    fn readable(self: Arc<Self>) -> Option<Arc<Vector>>;
+}
 
 #[derive(Default)]
 pub(crate) struct Dispatcher;
@@ -20,7 +25,7 @@ impl Core {
 }
 
 impl Dispatcher {
-    pub(super) fn add(&self, eventfd: &EventFd, _vector: &Arc<Vector>) -> io::Result<Token> {
+    pub(super) fn add<L: Listen + 'static>(&self, eventfd: &EventFd, _listener: &Arc<L>) -> io::Result<Token> {
         eventfd.watch(true);
         Ok(Token)
     }
@@ -29,12 +34,10 @@ impl Dispatcher {
         eventfd.watch(on);
     }
 
-    /// At once: a model has no time.
-    pub(super) fn at(&self, _: std::time::Instant, act: impl FnOnce() + Send + 'static) {
-        act();
-    }
-
     pub(super) fn remove(&self, eventfd: &EventFd, _token: Token) {
         eventfd.watch(false);
     }
+
+    /// Time stands still: what is put off does not come.
+    pub(super) fn at(&self, _time: Instant, _act: impl FnOnce() + Send + 'static) {}
 }
