@@ -204,13 +204,15 @@ impl Seen {
     fn commits(&self) -> Result<()> {
         // The hot vector's, and its configuration's, become so by a commit each.
         const AT_FIRST: u64 = 4;
-        let moves = moved(&self.console, SECTIONS[2])?.disk.moves;
+        let Moved { disk, .. } = moved(&self.console, SECTIONS[2])?;
         let BootReport { commits, promotions, .. } = self.report;
-        ensure!(commits <= moves + AT_FIRST, "{commits} table commits for {moves} moves of a hot vector");
+        ensure!(commits <= disk.moves + AT_FIRST, "{commits} table commits for {} moves of a hot vector", disk.moves);
+        // Where detaching is cheaper than a commit a move makes it cold, until it has fired twice.
         let cold: u64 = self.report.vectors("disk2").map(|vector| vector.delivered).sum();
         ensure!(
-            promotions > 0 && cold <= moves + AT_FIRST,
-            "{cold} interrupts of a vector that was to be hot were delivered in userspace, {promotions} promotions"
+            promotions > 0 && cold < disk.interrupts,
+            "{cold} of {} interrupts of a vector that was to be hot were delivered in userspace",
+            disk.interrupts
         );
         Ok(())
     }
