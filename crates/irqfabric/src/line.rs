@@ -216,17 +216,20 @@ impl Line {
     /// The guest ends the interrupt: `end` does so at the chip, and says whether there was one to end. The resampling sources are
     /// lowered, what still stands goes to the pins again, and those that were lowered are told.
     ///
-    /// `end` is called with the wire's lock held, so that nobody raises, and is delivered, between it and the rest.
-    pub(crate) fn end_of_interrupt(&self, end: impl FnOnce() -> bool) {
+    /// `end` is called with the wire's lock held, so that nobody raises, and is delivered, between it and the rest. It is given the
+    /// level that is left, for the chip to have it before it forgets what is in service: else a write to the entry could
+    /// deliver, in between, what is just being lowered.
+    pub(crate) fn end_of_interrupt(&self, end: impl FnOnce(Level) -> bool) {
         let wire = &*self.0;
         let mut state = wire.state.lock();
-        if !end() {
+        let before = state.level();
+        let after = if state.plain == 0 { Level::Low } else { Level::High };
+        if !end(after) {
             return;
         }
-        let before = state.level();
         let acknowledged = state.acknowledge();
         if before == Level::High {
-            wire.drive(state.level());
+            wire.drive(after);
         }
         drop(state);
         acknowledged.iter().for_each(|acknowledged| acknowledged());

@@ -71,6 +71,7 @@ pub fn run(mut vcpu: VcpuFd, context: &Context) -> (Exits, Option<kvm_lapic_stat
             let began = Instant::now();
             let (exit, then) = context.handle(answer);
             exits.note(exit, began.elapsed());
+            tracing::trace!(target: "irqfabric::exits", "{exit}");
             match then {
                 // A kick that came for another reason than a stop must not turn every further entry away.
                 Then::GoOn if exit.kind == ExitKind::Interrupted => kickable.vcpu().set_kvm_immediate_exit(0),

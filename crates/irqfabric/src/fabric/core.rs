@@ -72,6 +72,14 @@ impl Counters {
     }
 }
 
+/// What an invalidation covers.
+#[derive(Default)]
+pub(crate) struct Covered {
+    pub(crate) vectors: Vec<Arc<Vector>>,
+    /// Some are being dropped, which is to be [waited for](CookieIndex::wait_for_dropped).
+    pub(crate) dropping: bool,
+}
+
 impl CookieIndex {
     /// Without interrupt remapping nothing is ever invalidated, and nothing is kept.
     pub(crate) const fn unused() -> Self {
@@ -101,9 +109,17 @@ impl CookieIndex {
     }
 
     /// The vectors whose cached translation came from `covered`. The work grows with their number only.
-    pub(crate) fn covered(&self, covered: &Entries) -> Vec<Arc<Vector>> {
-        let Some(index) = &self.0 else { return Vec::new() };
-        index.entries.lock().of(covered).filter_map(Weak::upgrade).collect()
+    pub(crate) fn covered(&self, covered: &Entries) -> Covered {
+        let mut found = Covered::default();
+        if let Some(index) = &self.0 {
+            for vector in index.entries.lock().of(covered) {
+                match vector.upgrade() {
+                    Some(vector) => found.vectors.push(vector),
+                    None => found.dropping = true,
+                }
+            }
+        }
+        found
     }
 
     /// Returns when none of the vectors of `covered` is being dropped, which takes a detach: until that is over the kernel

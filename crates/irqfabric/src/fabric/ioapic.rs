@@ -212,15 +212,19 @@ impl IoapicPort {
         self.state.lock().chip.ending(vector)
     }
 
-    /// Ends the interrupt of one of them, if it still is one: whether it was. Called with its line's lock held, which goes on
-    /// to drive it again.
-    pub(crate) fn end(&self, pin: u8, vector: u8) -> bool {
+    /// Ends the interrupt of one of them, if it still is one: whether it was. Called with its line's lock held, which has the
+    /// level `left` and goes on to drive the pin to it.
+    pub(crate) fn end(&self, pin: u8, vector: u8, left: Level) -> bool {
         let mut state = self.state.lock();
         let ended = state.chip.end(pin, vector);
         if ended {
             let port = &mut state.pins[usize::from(pin)];
             port.stats.ended += 1;
             port.ends += 1;
+            if left == Level::Low {
+                port.calm();
+                let _ = state.chip.set(pin, left);
+            }
         }
         ended
     }

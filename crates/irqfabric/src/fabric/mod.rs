@@ -239,7 +239,7 @@ impl Fabric {
         if let Some((ioapic, offset)) = self.0.ioapic_at(address) {
             match ioapic.port.write(offset, data) {
                 Written::EndOfInterrupt(vector) => self.0.end_of_interrupt(ioapic, vector),
-                Written::Entry { pin, ended: true } => self.0.line_of(ioapic, pin).end_of_interrupt(|| true),
+                Written::Entry { pin, ended: true } => self.0.line_of(ioapic, pin).end_of_interrupt(|_| true),
                 Written::Entry { .. } | Written::Nothing => {}
             }
         } else if let Some((vtd, offset)) = self.0.vtd_at(address) {
@@ -465,7 +465,7 @@ impl Inner {
     /// Ends the interrupts of `vector` at one chip, line by line.
     fn end_of_interrupt(&self, ioapic: &PlacedIoapic, vector: u8) {
         for pin in ioapic.port.ending(vector) {
-            self.line_of(ioapic, pin).end_of_interrupt(|| ioapic.port.end(pin, vector));
+            self.line_of(ioapic, pin).end_of_interrupt(|left| ioapic.port.end(pin, vector, left));
         }
     }
 

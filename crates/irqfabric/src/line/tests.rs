@@ -92,10 +92,10 @@ fn every_pin_of_a_wire_sees_the_same() {
 fn a_level_that_still_stands_after_the_end_of_interrupt_is_driven_again() {
     let (line, probe) = probed();
     let a = line.source("a");
-    line.end_of_interrupt(|| true);
+    line.end_of_interrupt(|_| true);
     assert_eq!(*probe.0.lock(), []);
     a.raise();
-    line.end_of_interrupt(|| true);
+    line.end_of_interrupt(|_| true);
     assert_eq!(*probe.0.lock(), [Level::High, Level::High]);
 }
 
