@@ -57,6 +57,9 @@ pub fn boots(cpus: u32, scale: Scale) -> Scenario {
         Scale::Full => (1000, 900),
     };
     let arguments = " --irqchip split --intremap vtd --promotion prefill";
+    // The load on the serial port is more than a busy host's console takes from four CPUs in time, and a CPU that waits for it
+    // stands still.
+    let edge = if cpus > 2 { "" } else { "ttyS0" };
     Scenario {
         name: format!("linux-intremap-{cpus}cpu"),
         proves: format!(
@@ -64,7 +67,7 @@ pub fn boots(cpus: u32, scale: Scale) -> Scenario {
              fault, a late interrupt or a commit too many"
         ),
         limit: limit(seconds),
-        machine: machine(cpus, arguments, guest(REMAPPED, "ttyS0", moves, seconds)),
+        machine: machine(cpus, arguments, guest(REMAPPED, edge, moves, seconds)),
         judge: Box::new(move |evidence| {
             let seen = Seen::of(evidence)?;
             seen.remaps()?;
@@ -74,8 +77,6 @@ pub fn boots(cpus: u32, scale: Scale) -> Scenario {
     }
 }
 
-/// The serial port stays where it is: what it sends while it is moved is more than a busy host's console takes from four CPUs
-/// in time, and the one that writes stands still.
 const APIC_IDS: &str = "0,255,256,300";
 const CPUS: usize = 4;
 /// Each CPU has its turn twice.
