@@ -7,4 +7,5 @@ mod on_kvm {
     mod backend;
     mod lines;
     mod vectors;
+    mod vtd;
 }

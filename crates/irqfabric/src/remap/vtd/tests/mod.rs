@@ -9,7 +9,7 @@ mod tables;
 use super::*;
 use crate::memory::OutsideMemory;
 use crate::msg::{Interrupt, RequesterId};
-use crate::remap::{Cookie, Translation};
+use crate::remap::{Cookie, Target, Translation};
 use std::sync::Mutex;
 
 // Registers.
@@ -224,11 +224,14 @@ fn silent(reason: Reason, index: u16) -> Refused {
 }
 
 fn translation(interrupt: Interrupt, cookie: Option<Cookie>) -> Translation {
-    Translation { interrupt, cookie }
+    Translation { target: Target::Interrupt(interrupt), cookie }
 }
 
 fn interrupt(translation: &Translation) -> Interrupt {
-    translation.interrupt
+    match translation.target {
+        Target::Interrupt(interrupt) => interrupt,
+        Target::Event(event) => panic!("{event:?} of a table that has no events"),
+    }
 }
 
 fn cookies(first: u32, last: u32) -> Entries {

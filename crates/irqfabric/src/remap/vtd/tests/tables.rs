@@ -1,7 +1,7 @@
 use super::oracle::{self, Outcome};
 use super::*;
 use crate::msg::{DeliveryMode, DestinationMode, NotAnInterrupt, RedirectionHint, Trigger};
-use crate::remap::Refusal;
+use crate::remap::{self, Refusal};
 use proptest::prelude::*;
 
 #[test]
@@ -196,8 +196,17 @@ fn an_entry_that_becomes_present_without_an_invalidation_works_at_the_next_inter
 }
 
 #[test]
-fn a_refusal_carries_the_fault_reason() {
-    assert_eq!(Refusal::from(fault(Reason::Source, 1)), Refusal::Blocked(0x26));
+fn a_refusal_carries_the_whole_fault_there_and_back() {
+    let unit = Unit::xapic();
+    for (entry, processing) in [(0, FaultProcessing::Enabled), (1 << 1, FaultProcessing::Disabled)] {
+        unit.put(9, entry);
+        let Err(Refused::Fault(fault)) = unit.translate(&request(9)) else { panic!("it is not present") };
+        let Refusal::Blocked(carried) = Refusal::from(Refused::from(fault)) else { panic!("it is blocked") };
+        assert_eq!((carried.reason, carried.cookie, fault.processing), (0x22, Some(Cookie(9)), processing));
+        assert_eq!(Fault::of(&request(9), carried), Some(fault));
+    }
+    let unknown = remap::Fault { reason: 0x27, cookie: Some(Cookie(9)), silent: false };
+    assert_eq!(Fault::of(&request(9), unknown), None);
     assert_eq!(Refusal::from(Refused::from(NotAnInterrupt::Memory(1))), NotAnInterrupt::Memory(1).into());
     let text = "interrupt 3 of 00:03.0 blocked: the entry is not present";
     assert_eq!(fault(Reason::NotPresent, 3).to_string(), text);
