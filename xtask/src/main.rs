@@ -1,9 +1,11 @@
-//! The project's chores: `cargo xtask test` and `cargo xtask testbed …`.
+//! The project's chores: `cargo xtask test`, `cargo xtask testbed …` and `cargo xtask figures`.
 //!
 //! `test` runs everything that decides whether the tree is good, from formatting to stock Linux guests.
 //! `testbed` prepares and runs the machines for the latter: a stock Debian kernel under QEMU's TCG has a real
-//! `/dev/kvm`, so they need no hardware virtualization. Both work on any x86-64 Debian machine.
+//! `/dev/kvm`, so they need no hardware virtualization. Both work on any x86-64 Debian machine. `figures` measures what the
+//! README shows.
 
+mod figures;
 mod process;
 mod report;
 mod scenarios;
@@ -30,12 +32,15 @@ enum Chore {
     /// Stock KVM and stock Linux guests on any machine, without hardware virtualization
     #[command(subcommand)]
     Testbed(testbed::command::Command),
+    /// Measure what the README shows, a table and a plot, and put it there: on a machine that does nothing else
+    Figures,
 }
 
 fn main() -> ExitCode {
     let result = process::install_interrupt_handler().and_then(|()| match Cli::parse().chore {
         Chore::Test(args) => test::run(&args),
         Chore::Testbed(command) => testbed::command::run(command),
+        Chore::Figures => figures::run().map(|()| ExitCode::SUCCESS),
     });
     match result {
         Ok(status) => status,
