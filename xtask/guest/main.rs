@@ -16,7 +16,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 guest-probe fill FILE BYTES SEED            write a disk image whose every word is known
 guest-probe verify DISK                     read it flat out, past the page cache, and check it
-guest-probe move MOVES SECONDS level|message DISK [EDGE-ACTION]
+guest-probe move MOVES SECONDS level|remapped-level|message DISK [EDGE-ACTION]
                                             move interrupts between CPUs while they fire
 guest-probe kvm                             open /dev/kvm and list what it can do";
 

@@ -6,6 +6,10 @@
 //! CPU's count must stand still for a level pin; for an edge and for a message, one may have been on its way to the
 //! old CPU (its LAPIC had it in IRR already).
 //!
+//! Behind interrupt remapping Linux moves both kinds from the thread that writes `smp_affinity`, by changing the
+//! remapping entry (IRQ_MOVE_PCNTXT): a level interrupt may be on its way to the old CPU just as well. So the thread
+//! first runs on the old CPU for a moment, which has taken by then what its LAPIC had; from then on its count must stand still.
+//!
 //! `/sys/kernel/irq/N/per_cpu_count` has the very counters of `/proc/interrupts`, without the other lines:
 //! reading it is cheap enough to do several times for each move.
 
@@ -29,6 +33,8 @@ struct Wire {
     irq: u32,
     /// How many interrupts the old CPU may still take after the move.
     stragglers_allowed: u64,
+    /// Whether the old CPU is visited first.
+    remapped: bool,
     cpu: usize,
     moves: u64,
     stragglers: u64,
@@ -39,6 +45,8 @@ struct Wire {
 pub enum Kind {
     /// By a level line, an action of its own name.
     Level,
+    /// The same, behind interrupt remapping.
+    RemappedLevel,
     /// By a message vector that its queues share.
     Message,
 }
@@ -47,14 +55,16 @@ impl Kind {
     pub fn of(word: &str) -> Result<Self, String> {
         match word {
             "level" => Ok(Self::Level),
+            "remapped-level" => Ok(Self::RemappedLevel),
             "message" => Ok(Self::Message),
-            _ => Err(format!("{word:?} is neither level nor message")),
+            _ => Err(format!("{word:?} is none of level, remapped-level, message")),
         }
     }
 
     fn wire(self, device: &str) -> Result<Wire, String> {
         match self {
             Self::Level => Wire::find(device, 0),
+            Self::RemappedLevel => Ok(Wire { remapped: true, ..Wire::find(device, 0)? }),
             Self::Message => Wire::find(&format!("{device}-virtqueues"), 1),
         }
     }
@@ -114,7 +124,8 @@ impl Wire {
             .find(|row| row.has_action(action))
             .ok_or_else(|| format!("/proc/interrupts has no line for {action}:\n{table}"))?;
         let cpu = effective_cpu(irq)?.ok_or_else(|| format!("{action} has more than one CPU"))?;
-        Ok(Self { name: action.into(), irq, stragglers_allowed, cpu, moves: 0, stragglers: 0 })
+        let name = action.into();
+        Ok(Self { name, irq, stragglers_allowed, remapped: false, cpu, moves: 0, stragglers: 0 })
     }
 
     fn move_to(&mut self, new: usize) -> Result<(), String> {
@@ -122,6 +133,10 @@ impl Wire {
         let path = format!("/proc/irq/{}/smp_affinity_list", self.irq);
         fs::write(&path, new.to_string()).map_err(|error| format!("{path}: {error}"))?;
         self.wait("effective_affinity to show the new CPU", new, |wire| Ok(effective_cpu(wire.irq)? == Some(new)))?;
+        if self.remapped {
+            run_on(1 << old)?;
+            run_on(u64::MAX)?;
+        }
         let before = self.counts()?;
         self.wait("interrupts on the new CPU", new, |wire| Ok(wire.counts()?[new] >= before[new] + ARRIVALS))?;
         let after = self.counts()?;
@@ -200,6 +215,17 @@ impl Load {
             thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+unsafe extern "C" {
+    fn sched_setaffinity(thread: i32, size: usize, cpus: *const u64) -> i32;
+}
+
+/// Has this thread run on these CPUs only, from when it returns.
+fn run_on(cpus: u64) -> Result<(), String> {
+    // SAFETY: the mask is as large as we say, and read only during the call.
+    let failed = unsafe { sched_setaffinity(0, size_of_val(&cpus), &raw const cpus) } != 0;
+    if failed { Err(format!("sched_setaffinity: {}", std::io::Error::last_os_error())) } else { Ok(()) }
 }
 
 /// The one CPU that the interrupt goes to now.

@@ -4,6 +4,7 @@
 //! seen. A scenario on the `Reference` machine judges the guest tests themselves, by QEMU's devices.
 
 mod evidence;
+mod intremap;
 mod l1;
 pub mod linux;
 mod moves;
@@ -80,5 +81,7 @@ pub fn all(scale: Scale) -> Vec<Scenario> {
     list.extend([1, 2, 4].map(linux::boots));
     list.extend([linux::thirty_disks(), linux::same_as_kernel_irqchip(), moves::under_load(scale)]);
     list.extend([pci::linux(), pci::without_msix(), moves::msix_under_load(scale)]);
+    list.extend([2, 4].map(|cpus| intremap::boots(cpus, scale)));
+    list.extend([intremap::apic_ids(), intremap::apic_ids_without()]);
     list
 }

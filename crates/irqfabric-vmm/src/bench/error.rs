@@ -1,6 +1,6 @@
 //! Why something could not be measured, in one sentence.
 
-use irqfabric::fabric::{BuildError, GsiError, VectorIndexError};
+use irqfabric::fabric::{BuildError, GsiError, LineEventfdsError, VectorIndexError};
 use irqfabric::hv::HvError;
 use std::io;
 use std::path::PathBuf;
@@ -29,6 +29,8 @@ pub enum Error {
     Hypervisor(#[from] HvError),
     #[error(transparent)]
     Gsi(#[from] GsiError),
+    #[error(transparent)]
+    Eventfds(#[from] LineEventfdsError),
     #[error(transparent)]
     Vector(#[from] VectorIndexError),
 }

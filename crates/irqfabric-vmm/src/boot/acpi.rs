@@ -4,6 +4,7 @@
 //! no PIT (`acpi_generic_reduced_hw_init`), takes its time from kvm-clock and the TSC-deadline timer, and powers off by
 //! the sleep control register. GSIs are ISA interrupts nowhere: there are no source overrides.
 
+mod dmar;
 mod pci;
 
 use super::disks::Disks;
@@ -21,7 +22,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink, aml};
 use irqfabric::fabric::IOAPIC_ADDRESS;
-use irqfabric::msg::Trigger;
+use irqfabric::msg::{RequesterId, Trigger};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::{Immutable, IntoBytes};
 
@@ -40,6 +41,8 @@ pub struct Tables<'a> {
     pub apic_ids: &'a [u32],
     pub ioapics: &'a [PlacedIoapic],
     pub disks: &'a Disks,
+    /// Where the unit that remaps interrupts is, if there is one.
+    pub remapping: Option<u64>,
 }
 
 /// An IOAPIC as the guest finds it.
@@ -48,17 +51,24 @@ pub struct PlacedIoapic {
     pub id: u8,
     pub address: u32,
     pub first_gsi: u32,
+    /// Who its messages come from.
+    pub requester: RequesterId,
 }
 
 /// The machine's IOAPICs: the fabric's, or KVM's one.
 pub fn ioapics(machine: &Machine) -> Vec<PlacedIoapic> {
     let ours = machine.fabric().ioapics();
-    let ours =
-        ours.map(|(address, first_gsi, state)| PlacedIoapic { id: state.id, address: address as u32, first_gsi });
+    let ours = ours.map(|(address, first_gsi, state)| PlacedIoapic {
+        id: state.id,
+        address: address as u32,
+        first_gsi,
+        requester: state.requester,
+    });
     let mut ioapics: Vec<_> = ours.collect();
     if ioapics.is_empty() {
         // IOAPIC_DEFAULT_BASE_ADDRESS in Linux' arch/x86/kvm/ioapic.h is where ours begin as well.
-        ioapics.push(PlacedIoapic { id: 0, address: IOAPIC_ADDRESS as u32, first_gsi: 0 });
+        let (address, requester) = (IOAPIC_ADDRESS as u32, RequesterId::default());
+        ioapics.push(PlacedIoapic { id: 0, address, first_gsi: 0, requester });
     }
     ioapics
 }
@@ -105,6 +115,10 @@ impl Tables<'_> {
         let mut xsdt = XSDT::new(OEM, OEM_TABLE, 1);
         xsdt.add_entry(fadt);
         xsdt.add_entry(madt);
+        if let Some(address) = self.remapping {
+            let dmar = placed.place(dmar::dmar(address, self.ioapics).as_slice())?;
+            xsdt.add_entry(dmar);
+        }
         let xsdt = placed.place(&bytes(&xsdt))?;
         placed.next = ACPI;
         placed.place(&bytes(&Rsdp::new(OEM, xsdt)))
@@ -120,7 +134,7 @@ impl Tables<'_> {
                 _ => madt.add_structure(LocalX2apic::new(uid, apic_id)),
             }
         }
-        for &PlacedIoapic { id, address, first_gsi } in self.ioapics {
+        for &PlacedIoapic { id, address, first_gsi, requester: _ } in self.ioapics {
             madt.add_structure(IoApic::new(id, address, first_gsi));
         }
         madt
@@ -255,8 +269,10 @@ mod tests {
         let memory = memory();
         let options = ["a", "b,edge", "c,pci"].map(|text| text.parse().unwrap());
         let disks = Disks::plan(&options, IrqchipKind::Split, 1).unwrap();
-        let ioapics = [PlacedIoapic { id: 0, address: 0xfec0_0000, first_gsi: 0 }];
-        let rsdp = Tables { apic_ids, ioapics: &ioapics, disks: &disks }.write(&memory).unwrap();
+        let requester = RequesterId::default();
+        let ioapics = [PlacedIoapic { id: 0, address: 0xfec0_0000, first_gsi: 0, requester }];
+        let remapping = Some(0xfed9_0000);
+        let rsdp = Tables { apic_ids, ioapics: &ioapics, disks: &disks, remapping }.write(&memory).unwrap();
         let xsdt: u64 = memory.read_obj(GuestAddress(rsdp + 24)).unwrap();
         let root = table(&memory, xsdt);
         let entries = root[36..].chunks(8).map(|entry| u64::from_le_bytes(entry.try_into().unwrap()));
@@ -291,6 +307,6 @@ mod tests {
     fn more_processors_than_the_tables_have_room_for_are_refused() {
         let ids: Vec<u32> = (0..20_000).collect();
         let disks = Disks::default();
-        assert!(Tables { apic_ids: &ids, ioapics: &[], disks: &disks }.write(&memory()).is_err());
+        assert!(Tables { apic_ids: &ids, ioapics: &[], disks: &disks, remapping: None }.write(&memory()).is_err());
     }
 }

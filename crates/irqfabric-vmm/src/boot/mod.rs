@@ -22,6 +22,7 @@ use crate::machine::{Config, Host, Irqchip, Machine, Stop, Stopped};
 use crate::testdev;
 use disks::Disks;
 use irqfabric::chip::ioapic::Ioapic;
+use irqfabric::msg::RequesterId;
 use options::{IrqchipKind, Profile};
 use report::Report;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -35,11 +36,12 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     let disks = Disks::plan(&args.disk, args.irqchip, apic_ids.len())?;
     let host = Host::open()?;
     let irqchip = match args.irqchip {
-        IrqchipKind::Split => Irqchip::Split((0..disks.ioapics()).map(|id| Ioapic::default().with_id(id)).collect()),
+        IrqchipKind::Split => Irqchip::Split((0..disks.ioapics()).map(ioapic).collect()),
         IrqchipKind::Kernel => Irqchip::Kernel,
     };
-    let (memory, promotion) = (args.memory.0, args.promotion.into());
-    let mut machine = Machine::new(&host, &Config { memory, apic_ids: apic_ids.clone(), irqchip, promotion })?;
+    let (memory, promotion, vtd) = (args.memory.0, args.promotion.into(), args.vtd()?);
+    let config = Config { memory, apic_ids: apic_ids.clone(), irqchip, promotion, vtd };
+    let mut machine = Machine::new(&host, &config)?;
 
     let serial = Arc::new(SerialPort::new(machine.fabric().line(serial::COM1_GSI)?.source("serial")));
     machine.register_pio(serial::COM1, serial::PORTS, serial.clone())?;
@@ -52,7 +54,8 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
             power::attach(&mut machine)?;
             vectors = attach::attach(&disks, &mut machine)?;
             firmware::install_reset_vector(machine.memory())?;
-            let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &acpi::ioapics(&machine), disks: &disks };
+            let ioapics = acpi::ioapics(&machine);
+            let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &ioapics, disks: &disks, remapping: vtd };
             let rsdp = tables.write(machine.memory())?;
             linux::load(&machine, args, rsdp)?;
         }
@@ -72,6 +75,11 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
         report.write(&mut target)?;
     }
     Ok(exit_code(&stopped.stop))
+}
+
+/// Who sends its messages is a function of its own on a bus that has nothing else: the one by which a DMAR table names it.
+fn ioapic(id: u8) -> Ioapic {
+    Ioapic::default().with_id(id).with_requester(RequesterId::new(layout::CHIPSET_BUS, id, 0))
 }
 
 /// Runs it with a console and with signals that end it in good order. Whatever happens, the terminal is given back.

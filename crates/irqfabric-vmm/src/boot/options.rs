@@ -1,5 +1,6 @@
 //! The options of `irqfabric boot`, and what their words mean.
 
+use super::layout;
 use crate::devices::virtio::SignalBy;
 use crate::error::Error;
 use crate::testdev::Image;
@@ -43,6 +44,10 @@ pub struct Args {
     /// Whose IOAPIC: irqfabric's, or KVM's own for comparison
     #[arg(long, value_enum, default_value_t = IrqchipKind::Split)]
     pub irqchip: IrqchipKind,
+    /// Who says which interrupts a message may become: nobody but the message, or an Intel VT-d unit that the guest
+    /// programs
+    #[arg(long, value_enum, default_value_t = IntremapKind::None)]
+    pub intremap: IntremapKind,
     /// When a vector that is signalled by its eventfd gets an irqfd in KVM
     #[arg(long, value_enum, default_value_t = PromotionKind::OnDemand)]
     pub promotion: PromotionKind,
@@ -66,6 +71,17 @@ impl Args {
 }
 
 impl Args {
+    /// Where the VT-d unit is to be, if there is to be one.
+    pub fn vtd(&self) -> Result<Option<u64>, Error> {
+        match (self.intremap, self.irqchip) {
+            (IntremapKind::None, _) => Ok(None),
+            (IntremapKind::Vtd, IrqchipKind::Split) => Ok(Some(layout::VTD)),
+            (IntremapKind::Vtd, IrqchipKind::Kernel) => {
+                Err(Error::Options("--intremap vtd: KVM's own IOAPIC knows nothing of it; use --irqchip split".into()))
+            }
+        }
+    }
+
     /// The same options, as the test profile reads them.
     pub fn image(&self) -> Image<'_> {
         let modules = self.initrd.iter().flat_map(|list| list.as_os_str().as_bytes().split(|byte| *byte == b','));
@@ -95,6 +111,16 @@ pub enum IrqchipKind {
     Split,
     /// KVM's own, with its PIC
     Kernel,
+}
+
+/// Who remaps interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IntremapKind {
+    /// Nobody; APIC ids above 254 are reached by 15-bit destinations
+    None,
+    /// A VT-d unit, told of by a DMAR table
+    Vtd,
 }
 
 /// When vectors become hot: the fabric's policies by their names.

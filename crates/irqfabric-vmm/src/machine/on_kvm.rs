@@ -11,7 +11,7 @@ fn machine(apic_ids: &[u32]) -> Machine {
     let irqchip = Irqchip::Split(vec![Ioapic::default()]);
     Machine::new(
         &host,
-        &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip, promotion: Promotion::default() },
+        &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip, promotion: Promotion::default(), vtd: None },
     )
     .unwrap()
 }
@@ -89,7 +89,13 @@ fn apic_ids_that_no_machine_can_have_are_refused_in_a_sentence() {
     let refusal = |apic_ids: &[u32], irqchip| {
         Machine::new(
             &host,
-            &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip, promotion: Promotion::default() },
+            &Config {
+                memory: 1 << 20,
+                apic_ids: apic_ids.to_vec(),
+                irqchip,
+                promotion: Promotion::default(),
+                vtd: None,
+            },
         )
         .err()
         .unwrap()

@@ -27,7 +27,7 @@ pub struct KvmGuest {
 pub fn machine(host: &Host, cpus: usize) -> Result<Machine, Error> {
     let irqchip = Irqchip::Split(vec![Ioapic::default()]);
     let (apic_ids, promotion) = ((0..cpus as u32).collect(), Promotion::default());
-    Machine::new(host, &Config { memory: layout::MEMORY, apic_ids, irqchip, promotion })
+    Machine::new(host, &Config { memory: layout::MEMORY, apic_ids, irqchip, promotion, vtd: None })
 }
 
 impl KvmGuest {

@@ -4,6 +4,7 @@ use super::core::Core;
 use super::promotion::{prefill, settle, side_by_side};
 use super::report::VectorStats;
 use super::vector::Vector;
+use crate::line::EdgeInterrupt;
 use crate::msg::{Masking, Message, RequesterId};
 use crate::pci::VectorConfig;
 use crate::sync::EventFd;
@@ -94,6 +95,12 @@ impl MsiVector {
     /// Whether the kernel delivers for its eventfd at present, by an irqfd, and nothing of ours is on the way.
     pub fn is_hot(&self) -> bool {
         self.0.is_hot()
+    }
+}
+
+impl EdgeInterrupt for MsiVector {
+    fn trigger(&self) {
+        self.signal();
     }
 }
 

@@ -58,8 +58,11 @@ pub struct Stats {
     pub promotions: u64,
     /// How often a vector lost its route to another.
     pub evictions: u64,
-    /// How often a vector stayed on the slower path for want of a descriptor, a GSI or an irqfd.
+    /// How often a vector stayed on the slower path for want of a descriptor, a GSI or an irqfd, or something could not be
+    /// put off for want of a thread.
     pub shortages: u64,
+    /// How often the storm brake made a level wait that came back at each end of its interrupt.
+    pub brakes: u64,
     /// System calls that failed. The first is logged.
     pub host_errors: u64,
 }

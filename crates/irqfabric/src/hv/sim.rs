@@ -7,7 +7,7 @@
 //! silicon, whether or not a route for it is parked; KVM reports by vector and route. So it cannot notice a missing route.
 
 use super::counted::Counters;
-use super::{Calls, Capacity, HvError, Hypervisor, Route};
+use super::{Calls, Capacity, Ends, HvError, Hypervisor, Route};
 use crate::chip::lapic::{DestinationShorthand, Effect, Lapic};
 use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Interrupt};
 use crate::sync::Mutex;
@@ -18,6 +18,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct Sim {
     vcpus: Box<[Vcpu]>,
+    ends: Ends,
     counters: Counters,
 }
 
@@ -25,6 +26,7 @@ pub struct Sim {
 #[derive(Debug)]
 pub struct Vcpu {
     lapic: Mutex<Lapic>,
+    ends: Ends,
     /// Signalled after every change that may have given the vCPU something to do.
     wake: Condvar,
 }
@@ -37,8 +39,15 @@ impl Sim {
 
     /// A local APIC for each id.
     pub fn with_apic_ids(ids: impl IntoIterator<Item = u32>) -> Self {
-        let vcpu = |id| Vcpu { lapic: Mutex::new(Lapic::new(id)), wake: Condvar::new() };
-        Self { vcpus: ids.into_iter().map(vcpu).collect(), counters: Counters::default() }
+        let vcpu = |id| Vcpu { lapic: Mutex::new(Lapic::new(id)), ends: Ends::Reported, wake: Condvar::new() };
+        Self { vcpus: ids.into_iter().map(vcpu).collect(), ends: Ends::Reported, counters: Counters::default() }
+    }
+
+    /// The same machine, with [`Ends`] reported or not. Hidden, the vectors that its vCPUs end go to nobody.
+    pub fn with_ends(mut self, ends: Ends) -> Self {
+        self.ends = ends;
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.ends = ends);
+        self
     }
 
     /// The vCPUs in the order of their making.
@@ -57,7 +66,7 @@ impl Sim {
     /// `sender` is the vCPU's place in [`vcpus`](Self::vcpus); one that is not there sends to nobody but by destination.
     pub fn perform(&self, sender: usize, effect: Effect) -> Option<u8> {
         match effect {
-            Effect::EndOfInterrupt(vector) => return Some(vector),
+            Effect::EndOfInterrupt(vector) => return self.ends.reported(vector),
             Effect::Ipi { interrupt, shorthand } => {
                 let Interrupt { destination, destination_mode, .. } = interrupt;
                 self.send(&interrupt, |index, lapic| {
@@ -111,6 +120,12 @@ fn addressed(
     }
 }
 
+impl Ends {
+    fn reported(self, vector: u8) -> Option<u8> {
+        (self == Self::Reported).then_some(vector)
+    }
+}
+
 impl Vcpu {
     /// Everything else about its local APIC: registers, NMI, INIT. Waiters look again afterwards.
     pub fn with_lapic<R>(&self, access: impl FnOnce(&mut Lapic) -> R) -> R {
@@ -133,7 +148,7 @@ impl Vcpu {
     /// passes to [`Fabric::end_of_interrupt`](crate::fabric::Fabric::end_of_interrupt).
     pub fn end_of_interrupt(&self) -> Option<u8> {
         match self.lapic.lock().write(0xb0, &[0; 4])? {
-            Effect::EndOfInterrupt(vector) => Some(vector),
+            Effect::EndOfInterrupt(vector) => self.ends.reported(vector),
             Effect::Ipi { .. } | Effect::StartUp { .. } => None,
         }
     }
@@ -161,7 +176,7 @@ impl Vcpu {
 impl Hypervisor for Sim {
     /// There are no irqfds: every vector is delivered from userspace.
     fn start(&self, _pins: u32) -> Result<Capacity, HvError> {
-        Ok(Capacity::default())
+        Ok(Capacity { ends: self.ends, ..Capacity::default() })
     }
 
     fn deliver(&self, interrupt: &Interrupt) -> Result<Acceptance, HvError> {

@@ -5,5 +5,7 @@ mod common;
 
 mod on_kvm {
     mod backend;
+    mod lines;
     mod vectors;
+    mod vtd;
 }

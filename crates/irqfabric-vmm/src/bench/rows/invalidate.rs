@@ -13,7 +13,7 @@ use super::super::raw::{Raw, from_entries, route_to, table};
 use super::Measured;
 use irqfabric::fabric::{MsiVectors, Program, Promotion};
 use irqfabric::msg::{Interrupt, Masking, Message};
-use irqfabric::remap::{Cookie, Entries, Refusal, Remapper, Translation};
+use irqfabric::remap::{Cookie, Entries, Fault, Refusal, Remapper, Target, Translation};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
@@ -29,9 +29,10 @@ struct RemappingTable(Arc<[AtomicU8]>);
 
 impl Remapper for RemappingTable {
     fn translate(&self, message: &Message) -> Result<Translation, Refusal> {
-        let entry = self.0.get(message.data as usize).ok_or(Refusal::Blocked(0x21))?;
+        let entry =
+            self.0.get(message.data as usize).ok_or(Refusal::Blocked(Fault { reason: 0x21, ..Fault::default() }))?;
         let interrupt = Interrupt { vector: entry.load(Relaxed), ..Interrupt::default() };
-        Ok(Translation { interrupt, cookie: Some(Cookie(message.data)) })
+        Ok(Translation { target: Target::Interrupt(interrupt), cookie: Some(Cookie(message.data)) })
     }
 }
 

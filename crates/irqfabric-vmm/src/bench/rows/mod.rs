@@ -78,6 +78,7 @@ pub const ROWS: &[Row] = &[
     timed("signal", deliver::signal),
     timed("eventfd-hot", deliver::eventfd_hot),
     timed("eventfd-cold", cold::eventfd_cold),
+    timed("line-eventfd", cold::line_eventfd),
     timed("edge-line", deliver::edge_line),
     timed("level-line", deliver::level_line),
     timed("level-and-eoi", deliver::level_and_eoi),
