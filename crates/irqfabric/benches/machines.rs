@@ -17,8 +17,8 @@ const VECTOR: u32 = 0x31;
 fn ioapic(bench: &mut Criterion) {
     let mut group = bench.benchmark_group("ioapic");
     let mut chip = Ioapic::default();
-    chip.write(0x00, &0x18u32.to_le_bytes());
-    chip.write(0x10, &VECTOR.to_le_bytes());
+    let _ = chip.write(0x00, &0x18u32.to_le_bytes());
+    let _ = chip.write(0x10, &VECTOR.to_le_bytes());
     group.bench_function("read of an entry", |bencher| {
         let mut data = [0; 4];
         bencher.iter(|| black_box(&chip).read(0x10, black_box(&mut data)));
@@ -30,7 +30,7 @@ fn ioapic(bench: &mut Criterion) {
             black_box(&mut chip).write(0x10, &vector.to_le_bytes())
         });
     });
-    chip.write(0x10, &VECTOR.to_le_bytes());
+    let _ = chip.write(0x10, &VECTOR.to_le_bytes());
     group.bench_function("edge of a pin, delivered", |bencher| {
         bencher.iter(|| {
             let chip = black_box(&mut chip);
@@ -100,14 +100,14 @@ impl Table {
 
 impl Memory for Table {
     fn read(&self, address: u64, data: &mut [u8]) -> Result<(), OutsideMemory> {
-        let from = usize::try_from(address).map_err(|_| OutsideMemory)?;
-        let bytes = self.0.get(from..).and_then(|bytes| bytes.get(..data.len())).ok_or(OutsideMemory)?;
-        data.copy_from_slice(bytes);
+        let outside = OutsideMemory { address, length: data.len() };
+        let bytes = self.0.get(address as usize..).and_then(|bytes| bytes.get(..data.len()));
+        data.copy_from_slice(bytes.ok_or(outside)?);
         Ok(())
     }
 
-    fn write(&self, _: u64, _: &[u8]) -> Result<(), OutsideMemory> {
-        Err(OutsideMemory)
+    fn write(&self, address: u64, data: &[u8]) -> Result<(), OutsideMemory> {
+        Err(OutsideMemory { address, length: data.len() })
     }
 }
 

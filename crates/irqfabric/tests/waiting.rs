@@ -5,8 +5,8 @@ use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{Fabric, IOAPIC_ADDRESS, MsiVectors, Program, Promotion};
 use irqfabric::hv::{Capacity, HvError, Hypervisor, Route};
 use irqfabric::line::LineSource;
-use irqfabric::msg::{Acceptance, DestinationFormat, Interrupt, Masking, Message, RequesterId};
-use irqfabric::remap::{Cookie, Entries, Refusal, Remapper, Translation};
+use irqfabric::msg::{Acceptance, Interrupt, Masking, Message, RequesterId};
+use irqfabric::remap::{Cookie, Entries, Refusal, Remapper, Target, Translation, Untranslated};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
@@ -85,12 +85,11 @@ struct Entry(Arc<AtomicU8>);
 
 impl Remapper for Entry {
     fn translate(&self, message: &Message) -> Result<Translation, Refusal> {
-        let mut translation = DestinationFormat::Eight.translate(message)?;
-        if message.data == MOVED {
-            translation.interrupt.vector = self.0.load(Relaxed);
-            translation.cookie = Some(Cookie(MOVED));
+        if message.data != MOVED {
+            return Untranslated.translate(message);
         }
-        Ok(translation)
+        let interrupt = Interrupt { vector: self.0.load(Relaxed), ..Interrupt::default() };
+        Ok(Translation { target: Target::Interrupt(interrupt), cookie: Some(Cookie(MOVED)) })
     }
 }
 
