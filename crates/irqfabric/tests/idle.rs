@@ -31,7 +31,7 @@ struct Nowhere;
 
 impl Hypervisor for Nowhere {
     fn start(&self, _: u32) -> Result<Capacity, HvError> {
-        Ok(Capacity { gsis: 4096 })
+        Ok(Capacity { gsis: 4096, ..Capacity::default() })
     }
 
     fn deliver(&self, _: &Interrupt) -> Result<Acceptance, HvError> {

@@ -58,7 +58,7 @@ impl Backend {
 
 impl Hypervisor for Backend {
     fn start(&self, _: u32) -> Result<Capacity, HvError> {
-        Ok(Capacity { gsis: 256 })
+        Ok(Capacity { gsis: 256, ..Capacity::default() })
     }
 
     fn deliver(&self, interrupt: &Interrupt) -> Result<Acceptance, HvError> {
