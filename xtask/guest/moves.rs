@@ -239,7 +239,7 @@ fn effective_cpu(irq: u32) -> Result<Option<usize>, String> {
 }
 
 /// The virtio device behind a disk: `/sys/block/vda/device` links to `…/virtio3`.
-fn device_of(disk: &str) -> Result<String, String> {
+pub fn device_of(disk: &str) -> Result<String, String> {
     let name = disk.trim_start_matches("/dev/");
     let link = format!("/sys/block/{name}/device");
     let target = fs::read_link(&link).map_err(|error| format!("{link}: {error}"))?;
@@ -252,6 +252,6 @@ fn cpus() -> Result<usize, String> {
     Ok(table.lines().next().map_or(0, |header| header.matches("CPU").count()))
 }
 
-fn read(path: &str) -> Result<String, String> {
+pub fn read(path: &str) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))
 }
