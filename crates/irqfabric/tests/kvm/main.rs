@@ -5,5 +5,6 @@ mod common;
 
 mod on_kvm {
     mod backend;
+    mod differential;
     mod vectors;
 }
