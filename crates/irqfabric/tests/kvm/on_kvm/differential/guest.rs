@@ -22,7 +22,8 @@ const ACCESS_SIZE: u16 = 8;
 const STACK_END: u16 = 0x8000;
 const MEMORY: usize = 0x8000;
 const DONE_PORT: u8 = 0xf4;
-/// Written after an end of interrupt: some hosts report it to us at the guest's next entry only.
+/// Written after an end of interrupt, which some hosts report to us at the guest's next entry only, and to let an interrupt
+/// come, which they inject there.
 const ENTRY_PORT: u8 = 0xf5;
 const LOCAL_APIC: u64 = 0xfee0_0000;
 
@@ -244,9 +245,9 @@ fn assemble(a: &mut CodeAssembler) -> Result<(CodeAssemblerResult, Vec<CodeLabel
     a.jmp(advance)?;
     labels.push(here(a)?);
     a.sti()?;
-    for _ in 0..4 {
-        a.nop()?;
-    }
+    a.nop()?;
+    a.out(i32::from(ENTRY_PORT), al)?;
+    a.nop()?;
     a.cli()?;
     a.mov(eax, NOTHING)?;
 

@@ -271,7 +271,7 @@ impl Random<'_> {
             93..95 => read(self.other_index()).into(),
             95 => vec![Access::Write(SELECT, self.width(), self.rng.u32(..))],
             96 => vec![Access::Read(self.one_of(&[SELECT, WINDOW]), self.width())],
-            97 => vec![Access::Read(self.rng.u16(..0x100), self.width())],
+            97 => vec![Access::Read(self.rng.u16(..=0xfc), self.width())],
             98 => vec![Access::Write(self.one_of(&[4, 8, 0x14, 0x20, 0x30, 0xf0]), self.width(), self.rng.u32(..))],
             _ => vec![Access::Write(EOI, self.width(), self.even_vector())],
         };
