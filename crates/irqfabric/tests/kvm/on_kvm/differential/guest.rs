@@ -97,7 +97,7 @@ impl Guest {
         Self { vm, vcpu, memory, routines }
     }
 
-    /// Makes the accesses in order and returns the answer of each, zero for a write. `serve` gets the exits.
+    /// Makes the accesses in order and returns the answer of each; for a write, what was written. `serve` gets the exits.
     pub fn perform(&mut self, accesses: &[Access], mut serve: impl FnMut(VcpuExit<'_>)) -> Vec<u32> {
         let end = ACCESSES + accesses.len() as u16 * ACCESS_SIZE;
         assert!(end + ACCESS_SIZE <= STACK_END - 0x100, "{} accesses are too many at a time", accesses.len());

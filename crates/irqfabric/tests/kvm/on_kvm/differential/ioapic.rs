@@ -8,7 +8,8 @@ use super::{LENGTH, Operation, Side, compare_all};
 use irqfabric::chip::ioapic::{Ioapic, Version};
 use irqfabric::fabric::{Fabric, IOAPIC_ADDRESS};
 use irqfabric::hv::Kvm;
-use irqfabric::line::{Level, LineSource};
+use irqfabric::line::Level::{self, High, Low};
+use irqfabric::line::LineSource;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip,
     kvm_irqchip,
@@ -26,8 +27,7 @@ const ACTIVE_LOW: u32 = 1 << 13;
 const LOGICAL: u32 = 1 << 11;
 const FIXED: u32 = 0;
 const LOWEST_PRIORITY: u32 = 1 << 8;
-const NMI: u32 = 4 << 8;
-const EXTINT: u32 = 7 << 8;
+const REMOTE_IRR: u32 = 1 << 14;
 
 /// The vCPU's APIC id, and its logical destination too: it is meant in either mode.
 const US: u8 = 1;
@@ -177,7 +177,6 @@ const FIRST_EDGE_PIN: u8 = 16;
 
 /// Random registers' contents that keep away from what the two are known to differ in:
 ///
-/// - a level goes to somebody: lower pins name a destination that exists, in either mode;
 /// - a level has a vector: only the upper pins, which are edge, are programmed to other modes than fixed and lowest
 ///   priority; what would stop or reset the vCPU is masked on top of that;
 /// - level vectors are odd, edge vectors even: no vector is both;
@@ -223,10 +222,8 @@ impl Random<'_> {
         [select].into_iter().chain(edge).chain([Access::Write(WINDOW, width, low)]).collect()
     }
 
-    fn high(&mut self, pin: u8) -> u32 {
-        let somebody = self.one_of(&[US, EVERYBODY]);
-        let destination = if pin < FIRST_EDGE_PIN { somebody } else { self.one_of(&[somebody, NOBODY, 0]) };
-        u32::from(destination) << 24
+    fn high(&mut self) -> u32 {
+        u32::from(self.one_of(&[US, US, EVERYBODY, NOBODY, 0])) << 24
     }
 
     /// An index that names no redirection entry.
@@ -251,10 +248,10 @@ impl Random<'_> {
                 let low = self.low(pin);
                 self.write_low(pin, Width::Four, low)
             }
-            74..78 => write(high_half(pin), self.high(pin)).into(),
+            74..78 => write(high_half(pin), self.high()).into(),
             78..80 => {
                 let low = self.low(pin);
-                [&write(high_half(pin), self.high(pin))[..], &self.write_low(pin, Width::Four, low)].concat()
+                [&write(high_half(pin), self.high())[..], &self.write_low(pin, Width::Four, low)].concat()
             }
             80 => {
                 // Narrow, the rest is taken for zeros: an edge, or a level that is not masked.
@@ -295,4 +292,124 @@ fn program(rng: &mut fastrand::Rng) -> Vec<Operation> {
 #[test]
 fn random_programs_come_out_the_same_on_the_in_kernel_ioapic() {
     compare_all(program, || (InKernel::new(), Ours::new(Version::V11)));
+}
+
+/// Runs a program of entries, lines and interrupts on both, and returns the state of each.
+fn after(program: &[Step]) -> [State; 2] {
+    let (mut kernel, mut ours) = (InKernel::new(), Ours::new(Version::V20));
+    [run(&mut kernel, program), run(&mut ours, program)]
+}
+
+enum Step {
+    Program(u8, u32, u8),
+    Line(u8, Level),
+    Acknowledge(u8),
+    EndOfInterrupt,
+    Write(u16, u32),
+}
+use Step::{Acknowledge, EndOfInterrupt, Line, Program, Write};
+
+fn run<S: Side<State = State>>(side: &mut S, program: &[Step]) -> State {
+    for step in program {
+        match *step {
+            Program(pin, low, destination) => drop(side.perform(&entry(pin, low, destination))),
+            Line(pin, level) => side.set(pin, level),
+            Acknowledge(vector) => assert_eq!(side.acknowledge(), Some(vector)),
+            EndOfInterrupt => drop(side.perform(&[Access::EndOfInterrupt])),
+            Write(offset, value) => drop(side.perform(&[Access::Write(offset, Width::Four, value)])),
+        }
+    }
+    side.state()
+}
+
+/// Whether the pin is in service.
+fn remote_irr(states: &[State; 2], pin: usize) -> [bool; 2] {
+    states.each_ref().map(|state| state.entries[pin] as u32 & REMOTE_IRR != 0)
+}
+
+#[test]
+fn our_version_register_says_that_there_is_an_eoi_register_and_kvms_has_none() {
+    assert_eq!(InKernel::new().perform(&read(1))[1], 0x17_0011);
+    assert_eq!(Ours::new(Version::V20).perform(&read(1))[1], 0x17_0020);
+    let states = after(&[Program(5, 0x41 | LEVEL, US), Line(5, High), Line(5, Low), Write(EOI, 0x41)]);
+    assert_eq!(remote_irr(&states, 5), [true, false]);
+}
+
+#[test]
+fn kvm_keeps_reserved_bits_and_we_read_them_as_zero() {
+    let all = [write(low_half(5), u32::MAX), write(high_half(5), u32::MAX)].concat();
+    let halves = [read(low_half(5)), read(high_half(5))].concat();
+    let answers = |mut side: Box<dyn Side<State = State>>| {
+        side.perform(&all);
+        let [_, low, _, high] = side.perform(&halves).try_into().unwrap();
+        [low, high]
+    };
+    // Delivery status and remote IRR are read-only.
+    assert_eq!(answers(Box::new(InKernel::new())), [0xffff_afff, 0xffff_ffff]);
+    // The extended destination, and the bit that says that the entry is remappable, mean something here.
+    assert_eq!(answers(Box::new(Ours::new(Version::V20))), [0x0001_afff, 0xffff_0000]);
+}
+
+/// They have no end that could take them out of service again; reserved modes send nothing.
+#[test]
+fn kvm_has_levels_in_service_that_have_no_vector() {
+    let (remote_read, nmi, init, start_up) = (3 << 8, 4 << 8, 5 << 8, 6 << 8);
+    for mode in [remote_read, nmi, init, start_up] {
+        let states = after(&[Program(5, 0x41 | mode | LEVEL, US), Line(5, High)]);
+        assert_eq!(remote_irr(&states, 5), [true, false], "{mode:#x}");
+    }
+}
+
+/// An end of interrupt is compared with the vector that the entry has by then. The split irqchip tells us of one only if a
+/// route has that vector, and the route stays that of the interrupt in service.
+#[test]
+fn kvm_ends_a_pin_whose_vector_was_rewritten_in_service_by_any_level_of_the_new_vector() {
+    let states = after(&[
+        Program(5, 0x41 | LEVEL, US),
+        Program(6, 0x51 | LEVEL, US),
+        Line(5, High),
+        Line(6, High),
+        Program(5, 0x51 | LEVEL, US),
+        Line(5, Low),
+        Acknowledge(0x51),
+        // Pin 6 gives up its route, and the next commit takes it out.
+        Program(6, 0x60 | MASKED, US),
+        Program(7, 0x71 | LEVEL, US),
+        Line(7, High),
+        EndOfInterrupt,
+    ]);
+    assert_eq!(remote_irr(&states, 5), [false, true]);
+}
+
+/// KVM's own IOAPIC goes by the trigger mode register, the exit of the split irqchip by vector: an edge of the same vector
+/// ends the level as well, which is delivered again if it still stands.
+#[test]
+fn kvm_does_not_end_a_level_by_an_edge_of_its_vector() {
+    let states = after(&[
+        Program(5, 0x41 | LEVEL, US),
+        Program(6, 0x41, US),
+        Line(5, High),
+        Acknowledge(0x41),
+        Line(6, High),
+        Line(5, Low),
+        EndOfInterrupt,
+    ]);
+    assert_eq!(remote_irr(&states, 5), [true, false]);
+}
+
+/// It looks at the lines of all pins with the vector that was ended, and takes a high one for a level.
+#[test]
+fn kvm_sends_an_edge_again_that_shares_the_vector_of_an_ended_level() {
+    let states = after(&[
+        Program(5, 0x41 | LEVEL, US),
+        Program(6, 0x41, US),
+        Line(6, High),
+        Acknowledge(0x41),
+        EndOfInterrupt,
+        Line(5, High),
+        Acknowledge(0x41),
+        Line(5, Low),
+        EndOfInterrupt,
+    ]);
+    assert_eq!(states.map(|state| state.local_apic.requested[2]), [1 << 1, 0]);
 }
