@@ -94,13 +94,18 @@ fn play(testbed: &Testbed, scenario: &Scenario, console: &Path, live: &Live) -> 
     let command = match &scenario.machine {
         Machine::L1 { script, needs, linux } => {
             let initrd = scratch.path().join("l1.cpio");
-            let product = if *needs == Needs::Nothing { None } else { Some(binaries::product(live)?) };
-            let testdev = if *needs == Needs::Testdev { Some(binaries::testdev(live)?) } else { None };
+            let (product, tests) = match needs {
+                Needs::Nothing => (None, None),
+                Needs::Product => (Some(binaries::product(live)?), None),
+                Needs::Testdev => (Some(binaries::product(live)?), Some("testdev")),
+                Needs::KvmTests => (None, Some("kvm")),
+            };
+            let program = tests.map(|name| binaries::test_program(name, live)).transpose()?;
             let linux = linux.as_ref().map(|linux| l2_image(testbed, linux, scratch.path(), live)).transpose()?;
             let l1 = L1 {
                 test: script,
                 product: product.as_deref(),
-                testdev: testdev.as_deref(),
+                tests: tests.zip(program.as_deref()),
                 guest_probe: &binaries::guest_probe(live)?,
                 l2: linux.as_deref(),
             };
@@ -168,7 +173,7 @@ pub fn interactive(testbed: &Testbed, script: &str, linux: &Linux) -> Result<boo
     let guest_probe = binaries::guest_probe(&live)?;
     live.finish();
     let initrd = scratch.path().join("l1.cpio");
-    let l1 = L1 { test: script, product: Some(&product), testdev: None, guest_probe: &guest_probe, l2: Some(&l2) };
+    let l1 = L1 { test: script, product: Some(&product), tests: None, guest_probe: &guest_probe, l2: Some(&l2) };
     initramfs::write_l1(testbed, &initrd, &l1)?;
     let boot = Boot { kernel: &testbed.vmlinux(), initrd: &initrd };
     let mut qemu = machine::l1(&boot, &scratch.path().join("files.tar"), "mon:stdio");

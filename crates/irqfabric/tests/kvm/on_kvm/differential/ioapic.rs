@@ -96,12 +96,7 @@ impl Side for InKernel {
         };
         // It leaves out edges that were delivered, and nothing else can be told from it.
         assert_eq!(ioapic.irr & !self.high, 0, "the kernel takes a line that is low for high");
-        State {
-            entries: entries.to_vec(),
-            id: ioapic.id,
-            select: ioapic.ioregsel,
-            local_apic: self.guest.local_apic(),
-        }
+        State { entries: entries.to_vec(), id: ioapic.id, select: ioapic.ioregsel, local_apic: self.guest.local_apic() }
     }
 }
 
@@ -277,10 +272,8 @@ impl Random<'_> {
 }
 
 fn program(rng: &mut fastrand::Rng) -> Vec<Operation> {
-    let mut program: Vec<_> = (0..FIRST_EDGE_PIN)
-        .flat_map(|pin| write(high_half(pin), u32::from(US) << 24))
-        .map(Operation::Guest)
-        .collect();
+    let mut program: Vec<_> =
+        (0..FIRST_EDGE_PIN).flat_map(|pin| write(high_half(pin), u32::from(US) << 24)).map(Operation::Guest).collect();
     let mut random = Random { rng, low: [MASKED; PINS as usize] };
     while program.len() < LENGTH {
         program.extend(random.operations());

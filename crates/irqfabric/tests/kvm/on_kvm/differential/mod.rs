@@ -107,7 +107,7 @@ fn compare_all<K: Side, O: Side<State = K::State>>(
         };
         if let Err(difference) = run(BATCH) {
             let Difference { operation, kernel, ours } = run(1).err().unwrap_or(difference);
-            let before = &program[operation.saturating_sub(std::env::var("HIST").ok().and_then(|t| t.parse().ok()).unwrap_or(12))..operation];
+            let before = &program[operation.saturating_sub(12)..operation];
             let before: String = before.iter().map(|operation| format!("  {operation:x?}\n")).collect();
             panic!(
                 "seed {seed}, operation {operation}:\n{before}> {:x?}\nkernel: {kernel}\nours:   {ours}",

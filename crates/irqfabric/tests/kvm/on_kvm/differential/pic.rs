@@ -256,7 +256,11 @@ fn step(pic: &mut Pic, operation: Operation) -> Result<(), Deviation> {
                 return Err(Deviation::Single);
             }
             let idle = [Level::Low; 2];
-            if interrupts(&before) != idle || interrupts(&after) != idle || accessed.0.in_service != 0 || accessed.0.polled {
+            if interrupts(&before) != idle
+                || interrupts(&after) != idle
+                || accessed.0.in_service != 0
+                || accessed.0.polled
+            {
                 return Err(Deviation::Initialized);
             }
         }
@@ -268,7 +272,8 @@ fn step(pic: &mut Pic, operation: Operation) -> Result<(), Deviation> {
         }
         _ => {}
     }
-    if !matches!(operation, Operation::Acknowledge) && before.slave.int == Level::High && after.slave.int == Level::Low {
+    if !matches!(operation, Operation::Acknowledge) && before.slave.int == Level::High && after.slave.int == Level::Low
+    {
         return Err(Deviation::CascadeTakenBack);
     }
     for (_, chip) in chips {
@@ -278,7 +283,10 @@ fn step(pic: &mut Pic, operation: Operation) -> Result<(), Deviation> {
     }
     let cascade = 1 << CASCADE;
     let master = after.master;
-    if master.special_fully_nested && master.in_service & cascade != 0 && requests(&master) & !master.mask & !cascade != 0 {
+    if master.special_fully_nested
+        && master.in_service & cascade != 0
+        && requests(&master) & !master.mask & !cascade != 0
+    {
         return Err(Deviation::SpecialFullyNested);
     }
     Ok(())
@@ -345,7 +353,8 @@ fn toward_idle(pic: &Pic) -> Vec<Operation> {
 
 /// Both, with these ICW4s on top of 8086 mode.
 fn initialization(icw4: [u8; 2]) -> Vec<Operation> {
-    let words = [(MASTER, [ICW1_WITH_ICW4, 0x30, 0x04, icw4[0] | 1]), (SLAVE, [ICW1_WITH_ICW4, 0x38, 0x02, icw4[1] | 1])];
+    let words =
+        [(MASTER, [ICW1_WITH_ICW4, 0x30, 0x04, icw4[0] | 1]), (SLAVE, [ICW1_WITH_ICW4, 0x38, 0x02, icw4[1] | 1])];
     let words = words.into_iter().flat_map(|(port, [icw1, rest @ ..])| {
         [Access::Out(port, icw1)].into_iter().chain(rest.map(|word| Access::Out(port + 1, word)))
     });
