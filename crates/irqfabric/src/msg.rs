@@ -18,6 +18,9 @@ pub const WINDOW_START: u64 = 0xfee0_0000;
 /// The first address behind the interrupt window.
 pub const WINDOW_END: u64 = 0xfef0_0000;
 
+/// Where [`DestinationFormat::ThirtyTwo`] keeps destination bits 31:8.
+const HIGH_DESTINATION: u64 = 0xffff_ff00 << 32;
+
 /// Who sent a message: PCI bus, device and function. Remapping checks it, nothing else looks at it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -192,6 +195,9 @@ pub enum DestinationFormat {
     /// Address 11:5 on top of them, ids 0 to 32,767. Only where the guest was told so
     /// (KVM_FEATURE_MSI_EXT_DEST_ID, CPUID 0x4000_0001 EAX bit 15).
     Fifteen,
+    /// Address 63:40 on top of address 19:12, all ids. Only what an IOMMU sends of its own has this form (VT-d, fault
+    /// event upper address register).
+    ThirtyTwo,
 }
 
 /// A translated message: what it asks of the local APICs. What a backend delivers.
@@ -257,7 +263,11 @@ impl Message {
     /// remapper it is a reserved bit.
     #[inline]
     pub fn decode(&self, format: DestinationFormat) -> Result<Interrupt, NotAnInterrupt> {
-        if !self.is_interrupt() {
+        let high = match format {
+            DestinationFormat::ThirtyTwo => self.address & HIGH_DESTINATION,
+            DestinationFormat::Eight | DestinationFormat::Fifteen => 0,
+        };
+        if !(Self { address: self.address & !high, ..*self }).is_interrupt() {
             return Err(NotAnInterrupt::Memory(self.address));
         }
         let address = MsiAddress::from_bits(self.address as u32);
@@ -267,6 +277,7 @@ impl Message {
         let extended = match format {
             DestinationFormat::Eight => 0,
             DestinationFormat::Fifteen => u32::from(address.extended_destination()) << 8,
+            DestinationFormat::ThirtyTwo => (high >> 32) as u32,
         };
         Ok(Interrupt {
             destination: extended | u32::from(address.destination()),
@@ -299,6 +310,10 @@ impl Interrupt {
         let most = match format {
             DestinationFormat::Eight => 0xff,
             DestinationFormat::Fifteen => 0x7fff,
+            DestinationFormat::ThirtyTwo => {
+                let (address, data) = self.encode();
+                return Some(Message { address, data, requester });
+            }
         };
         let address = MsiAddress::new()
             .with_destination_mode(self.destination_mode)
@@ -390,6 +405,22 @@ mod tests {
             let (address, data) = sent.encode();
             assert_eq!(as_kvm_reads(address, data), sent);
         }
+    }
+
+    #[test]
+    fn the_form_of_an_iommus_own_events_reaches_every_destination() {
+        for kind in every_kind() {
+            for destination in (0..=0xffff).chain((16..32).map(|bit| 1 << bit)).chain([u32::MAX]) {
+                let sent = Interrupt { destination, vector: destination as u8, ..kind };
+                let message = sent.message(DestinationFormat::ThirtyTwo, RequesterId(7)).unwrap();
+                assert_eq!(message.decode(DestinationFormat::ThirtyTwo), Ok(sent));
+                // To everybody else the high address is outside the window.
+                assert_eq!(message.decode(DestinationFormat::Eight).is_ok(), destination <= 0xff);
+            }
+        }
+        let below = Message { address: 1 << 32 | WINDOW_START, ..Message::default() };
+        let memory = Err(NotAnInterrupt::Memory(below.address));
+        assert_eq!(below.decode(DestinationFormat::ThirtyTwo), memory, "address 39:32 is no part of it");
     }
 
     #[test]

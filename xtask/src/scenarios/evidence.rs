@@ -1,6 +1,5 @@
 //! What a scenario leaves for its judge, and how to read it.
 
-use crate::process::End;
 use crate::report::tail;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -12,7 +11,6 @@ mod interrupts;
 pub use interrupts::Row;
 
 pub struct Evidence {
-    pub end: End,
     /// The machine's console, without carriage returns.
     pub console: String,
     /// What the test left in /out, by name.

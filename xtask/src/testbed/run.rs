@@ -61,12 +61,7 @@ fn judged(testbed: &Testbed, scenario: &Scenario, live: &Live) -> Outcome {
         Ok(path) => path,
         Err(error) => return Outcome::Failed(format!("{error:#}")),
     };
-    let verdict = play(testbed, scenario, &console, live).and_then(|evidence| {
-        if let End::TimedOut(_) = evidence.end {
-            bail!("QEMU {}", evidence.end);
-        }
-        (scenario.judge)(&evidence)
-    });
+    let verdict = play(testbed, scenario, live).and_then(|evidence| (scenario.judge)(&evidence));
     match verdict {
         Ok(()) => Outcome::Passed,
         Err(error) => {
@@ -88,7 +83,9 @@ fn console_of(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn play(testbed: &Testbed, scenario: &Scenario, console: &Path, live: &Live) -> Result<Evidence> {
+/// Boots the machine and waits for its end. Its console is kept among the logs.
+pub fn play(testbed: &Testbed, scenario: &Scenario, live: &Live) -> Result<Evidence> {
+    let console = console_of(&scenario.name)?;
     let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
     let files = scratch.path().join("files.tar");
     let command = match &scenario.machine {
@@ -118,10 +115,13 @@ fn play(testbed: &Testbed, scenario: &Scenario, console: &Path, live: &Live) -> 
             machine::reference(&Boot { kernel: &testbed.vmlinux(), initrd: &initrd }, *cpus, &disks)
         }
     };
-    let end = process::run(command, console, live, Some(scenario.limit))?;
-    let text = fs::read(console).with_context(|| format!("cannot read {}", console.display()))?;
+    let end = process::run(command, &console, live, Some(scenario.limit))?;
+    if let End::TimedOut(_) = end {
+        bail!("QEMU {end}");
+    }
+    let text = fs::read(&console).with_context(|| format!("cannot read {}", console.display()))?;
     let console = String::from_utf8_lossy(&text).replace('\r', "");
-    Ok(Evidence { end, console, files: unpack(&files)? })
+    Ok(Evidence { console, files: unpack(&files)? })
 }
 
 fn l2_image(testbed: &Testbed, linux: &Linux, scratch: &Path, live: &Live) -> Result<PathBuf> {

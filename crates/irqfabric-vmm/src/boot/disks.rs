@@ -1,11 +1,13 @@
 //! Where each disk is to be: its address or its slot, its line or its vectors, and how many IOAPICs the lines take.
 
 use super::layout;
-use super::options::{DiskOption, Interface, IrqchipKind};
+use super::acpi::SCI_GSI;
+use super::options::{DiskOption, Interface, IrqchipKind, Legacy};
 use crate::devices::pci::SLOTS;
 use crate::devices::serial::COM1_GSI;
 use crate::devices::virtio::{MOST_QUEUES, SignalBy};
 use crate::error::Error;
+use irqfabric::chip::pic::INPUTS;
 use irqfabric::msg::Trigger;
 use irqfabric::pci::intx::{IntxPin, RootLines, RootRouting};
 use irqfabric::pci::msix::MAX_VECTORS;
@@ -14,6 +16,8 @@ use std::collections::HashMap;
 /// The first GSI that a disk gets: those below are a PC's keyboard, cascade and serial ports.
 const FIRST_GSI: u32 = 5;
 const PINS: u32 = 24;
+/// Inputs of the PIC that are edges whatever its ELCR is told: timer, keyboard, cascade, clock, floating-point unit (ICH).
+const EDGE_ONLY: [u32; 5] = [0, 1, 2, 8, 13];
 /// As many as their four bits of id can tell apart.
 const MOST_IOAPICS: u32 = 16;
 /// As many queues as a PCI disk has unless it is told otherwise.
@@ -80,14 +84,25 @@ impl PciDisk {
 
 impl Disks {
     /// Gives every disk its place in a machine of so many vCPUs.
-    pub fn plan(options: &[DiskOption], irqchip: IrqchipKind, vcpus: usize) -> Result<Self, Error> {
+    pub fn plan(
+        options: &[DiskOption],
+        irqchip: IrqchipKind,
+        legacy: Legacy,
+        vcpus: usize,
+    ) -> Result<Self, Error> {
         let image =
             |(index, option): (usize, &DiskOption)| Image { name: format!("disk{index}"), option: option.clone() };
         let images = options.iter().enumerate().map(image);
         let (pci, mmio): (Vec<_>, Vec<_>) =
             images.partition(|image| matches!(image.option.interface, Interface::Pci { .. }));
         let taken = |gsi: u32| gsi == COM1_GSI || !pci.is_empty() && gsi.wrapping_sub(PCI_ROUTING.first) < 4;
-        let mmio = plan_mmio(mmio, irqchip, taken)?;
+        let mmio = match legacy {
+            Legacy::None => plan_mmio(mmio, irqchip, taken)?,
+            Legacy::Pic => {
+                let no_level = |gsi| gsi >= INPUTS.into() || gsi == SCI_GSI || EDGE_ONLY.contains(&gsi);
+                plan_mmio(mmio, irqchip, |gsi| taken(gsi) || no_level(gsi))?
+            }
+        };
         Ok(Self { mmio, pci: plan_pci(pci, vcpus)? })
     }
 
@@ -118,7 +133,11 @@ fn plan_mmio(images: Vec<Image>, irqchip: IrqchipKind, taken: impl Fn(u32) -> bo
         let (trigger, gsi) = wishes(&image);
         let gsi = gsi.or_else(|| free.next()).ok_or_else(|| too_many(count, room, irqchip))?;
         if gsi >= pins || taken(gsi) {
-            let why = format!("gsi={gsi}: disks can have GSIs up to {} but not the serial port's, nor PCI's", pins - 1);
+            let why = format!(
+                "gsi={gsi}: disks can have GSIs up to {} but not the serial port's, nor PCI's, and with --pic 5, 6, 7, 10, 11, \
+                 12, 14 and 15",
+                pins - 1
+            );
             return Err(Error::file("disk", &image.option.path, why));
         }
         let line = lines.entry(gsi).or_insert((trigger, 0));
@@ -175,7 +194,7 @@ mod tests {
 
     fn plan(texts: &[&str], irqchip: IrqchipKind) -> Result<Disks, Error> {
         let options: Vec<_> = texts.iter().map(|text| text.parse().unwrap()).collect();
-        Disks::plan(&options, irqchip, 2)
+        Disks::plan(&options, irqchip, Legacy::None, 2)
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `irqfabric boot`: boots a stock Linux kernel, or with `--profile testdev` a bare-metal test image.
 //!
 //! The machine has no firmware, no PIC that the guest would need and no PIT: local APICs with the TSC-deadline timer,
-//! IOAPICs, a serial port, virtio disks by themselves or on a PCI bus, and hardware-reduced ACPI tables that say so.
+//! IOAPICs, a serial port, virtio disks by themselves or on a PCI bus, and hardware-reduced ACPI tables that say so. With
+//! `--pic` it has a PIC as well, and tables that say that.
 
 mod acpi;
 mod attach;
@@ -22,7 +23,7 @@ use crate::machine::{Config, Host, Irqchip, Machine, Stop, Stopped};
 use crate::testdev;
 use disks::Disks;
 use irqfabric::chip::ioapic::Ioapic;
-use options::{IrqchipKind, Profile};
+use options::{IrqchipKind, Legacy, Profile};
 use report::Report;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -32,18 +33,20 @@ use std::sync::Arc;
 /// Boots, runs to the end, and reports.
 pub fn main(args: &Args) -> Result<ExitCode, Error> {
     let apic_ids = args.apic_ids()?;
-    let disks = Disks::plan(&args.disk, args.irqchip, apic_ids.len())?;
+    let disks = Disks::plan(&args.disk, args.irqchip, args.legacy(), apic_ids.len())?;
     let host = Host::open()?;
-    let irqchip = match args.irqchip {
-        IrqchipKind::Split => Irqchip::Split((0..disks.ioapics()).map(|id| Ioapic::default().with_id(id)).collect()),
-        IrqchipKind::Kernel => Irqchip::Kernel,
+    let ioapics = || (0..disks.ioapics()).map(|id| Ioapic::default().with_id(id)).collect();
+    let irqchip = match (args.irqchip, args.legacy()) {
+        (IrqchipKind::Split, Legacy::None) => Irqchip::Split(ioapics()),
+        (IrqchipKind::Split, Legacy::Pic) => Irqchip::SplitWithPic(ioapics()),
+        (IrqchipKind::Kernel, _) => Irqchip::Kernel,
     };
     let (memory, promotion) = (args.memory.0, args.promotion.into());
     let mut machine = Machine::new(&host, &Config { memory, apic_ids: apic_ids.clone(), irqchip, promotion })?;
 
     let serial = Arc::new(SerialPort::new(machine.fabric().line(serial::COM1_GSI)?.source("serial")));
     machine.register_pio(serial::COM1, serial::PORTS, serial.clone())?;
-    if args.irqchip == IrqchipKind::Kernel {
+    if args.irqchip == IrqchipKind::Kernel && args.legacy() == Legacy::None {
         firmware::silence_pic(machine.vm())?;
     }
     let mut vectors = Vec::new();
@@ -52,7 +55,8 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
             power::attach(&mut machine)?;
             vectors = attach::attach(&disks, &mut machine)?;
             firmware::install_reset_vector(machine.memory())?;
-            let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &acpi::ioapics(&machine), disks: &disks };
+            let (legacy, ioapics) = (args.legacy(), acpi::ioapics(&machine));
+            let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &ioapics, disks: &disks, legacy };
             let rsdp = tables.write(machine.memory())?;
             linux::load(&machine, args, rsdp)?;
         }

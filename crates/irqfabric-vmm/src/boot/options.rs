@@ -43,6 +43,11 @@ pub struct Args {
     /// Whose IOAPIC: irqfabric's, or KVM's own for comparison
     #[arg(long, value_enum, default_value_t = IrqchipKind::Split)]
     pub irqchip: IrqchipKind,
+    /// Adds a PIC, and the parts of ACPI that guests expect beside one: Linux uses it with `noapic`
+    ///
+    /// Disks have GSIs that the PIC has level inputs for.
+    #[arg(long)]
+    pub pic: bool,
     /// When a vector that is signalled by its eventfd gets an irqfd in KVM
     #[arg(long, value_enum, default_value_t = PromotionKind::OnDemand)]
     pub promotion: PromotionKind,
@@ -66,6 +71,11 @@ impl Args {
 }
 
 impl Args {
+    /// What `--pic` says.
+    pub fn legacy(&self) -> Legacy {
+        if self.pic { Legacy::Pic } else { Legacy::None }
+    }
+
     /// The same options, as the test profile reads them.
     pub fn image(&self) -> Image<'_> {
         let modules = self.initrd.iter().flat_map(|list| list.as_os_str().as_bytes().split(|byte| *byte == b','));
@@ -95,6 +105,15 @@ pub enum IrqchipKind {
     Split,
     /// KVM's own, with its PIC
     Kernel,
+}
+
+/// What the machine has that a PC had before it had an IOAPIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Legacy {
+    /// Nothing: hardware-reduced ACPI.
+    None,
+    /// A PIC, and ACPI's fixed hardware.
+    Pic,
 }
 
 /// When vectors become hot: the fabric's policies by their names.

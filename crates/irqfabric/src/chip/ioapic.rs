@@ -41,6 +41,8 @@ pub struct Ioapic {
     // Configuration.
     version: Version,
     requester: RequesterId,
+    /// The bits of an entry that a guest may write.
+    writable: RedirectionEntry,
     // State.
     id: u8,
     select: u8,
@@ -65,11 +67,19 @@ pub enum Version {
 /// What a register write leads to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
-pub struct Written {
-    /// The pin whose redirection entry was written: ask [`Ioapic::due`].
-    pub entry: Option<u8>,
-    /// The pins that the EOI register has ended, which are those whose remote IRR went from set to clear.
-    pub ended: PinSet,
+pub enum Written {
+    /// Nothing that a pin could tell.
+    #[default]
+    Nothing,
+    /// A redirection entry: ask [`Ioapic::due`].
+    Entry {
+        /// The pin that it belongs to.
+        pin: u8,
+        /// Whether the write has ended the pin's interrupt: it made the entry edge while remote IRR was set.
+        ended: bool,
+    },
+    /// The EOI register: [`Ioapic::end_of_interrupt`] is the owner's to call, as for a local APIC's broadcast.
+    EndOfInterrupt(u8),
 }
 
 /// A number of pins that no chip has.
@@ -133,6 +143,7 @@ impl Ioapic {
         Self {
             version: Version::default(),
             requester: RequesterId::default(),
+            writable: RedirectionEntry::WRITABLE,
             id: 0,
             select: 0,
             entries: vec![RedirectionEntry::RESET; pins].into(),
@@ -154,6 +165,21 @@ impl Ioapic {
     /// The same chip sending as `requester`: what its firmware tables say for interrupt remapping.
     pub fn with_requester(self, requester: RequesterId) -> Self {
         Self { requester, ..self }
+    }
+
+    /// The same chip for a machine on which ends of interrupts do not come back: the trigger mode bit of every entry reads
+    /// edge, whatever is written. A pin that was level-triggered becomes edge; what it had in service, and that its line was
+    /// high, is forgotten.
+    ///
+    /// A level pin would deliver once and never again. So each rise of a line is one message, whatever the guest thinks
+    /// the pin is; Linux takes a level interrupt that comes as an edge for a known flaw of the 82093AA, and copes.
+    pub fn with_edges_only(mut self) -> Self {
+        self.writable.set_trigger(Trigger::Edge);
+        self.high = PinSet::EMPTY;
+        for entry in &mut self.entries {
+            *entry = entry.with_trigger(Trigger::Edge).with_remote_irr(false);
+        }
+        self
     }
 
     /// How many pins it has.
@@ -207,28 +233,47 @@ impl Ioapic {
         match Register::at(offset, self.version) {
             Some(Register::Select) => self.select = value as u8,
             Some(Register::Window) => return self.write_selected(value),
-            Some(Register::EndOfInterrupt) => {
-                return Written { entry: None, ended: self.end_of_interrupt(value as u8) };
-            }
+            Some(Register::EndOfInterrupt) => return Written::EndOfInterrupt(value as u8),
             None => {}
         }
-        Written::default()
+        Written::Nothing
     }
 
-    /// A local APIC has broadcast the end of `vector`, or the guest wrote it to the EOI register: clears the
-    /// remote IRR of every level pin whose entry holds that vector, and returns them.
+    /// The pin whose redirection entry an access at `offset` would reach.
+    pub fn entry_at(&self, offset: u64) -> Option<u8> {
+        let window = matches!(Register::at(offset, self.version), Some(Register::Window));
+        let (pin, _) = spec::entry_of(self.select).filter(|(pin, _)| window && *pin < self.entries.len())?;
+        Some(pin as u8)
+    }
+
+    /// A local APIC has broadcast the end of `vector`, or the guest wrote it to the EOI register: [ends](Self::end) the
+    /// interrupt of every pin [concerned](Self::ending), and returns them.
+    pub fn end_of_interrupt(&mut self, vector: u8) -> PinSet {
+        let ending = self.ending(vector);
+        ending.for_each(|pin| {
+            let _ = self.end(pin, vector);
+        });
+        ending
+    }
+
+    /// The pins that an end of `vector` concerns: those with remote IRR set whose entry holds that vector.
     ///
     /// It goes by the entry's vector field as it is now, as on silicon: under interrupt remapping Linux keeps
     /// the pin's number there.
-    pub fn end_of_interrupt(&mut self, vector: u8) -> PinSet {
-        let mut ended = PinSet::EMPTY;
-        for (pin, entry) in (0..).zip(self.entries.iter_mut()) {
-            if entry.remote_irr() && entry.vector() == vector {
-                entry.set_remote_irr(false);
-                ended.insert(pin);
-            }
+    pub fn ending(&self, vector: u8) -> PinSet {
+        let concerned = |entry: &RedirectionEntry| entry.remote_irr() && entry.vector() == vector;
+        (0..).zip(&self.entries).filter(|(_, entry)| concerned(entry)).map(|(pin, _)| pin).collect()
+    }
+
+    /// Ends the interrupt of one pin, if an end of `vector` concerns it still: clears its remote IRR. Whether it did.
+    #[must_use]
+    pub fn end(&mut self, pin: u8, vector: u8) -> bool {
+        let Some(entry) = self.entries.get_mut(usize::from(pin)) else { return false };
+        let ends = entry.remote_irr() && entry.vector() == vector;
+        if ends {
+            entry.set_remote_irr(false);
         }
-        ended
+        ends
     }
 
     // The way out: messages and what came of them.
@@ -285,7 +330,7 @@ impl Ioapic {
 
     /// Everything that a guest can tell about the chip.
     pub fn save(&self) -> IoapicState {
-        let Self { version, requester, id, select, entries, high, edges } = self;
+        let Self { version, requester, writable: _, id, select, entries, high, edges } = self;
         let pins = (0..).zip(entries).map(|(pin, entry)| PinState {
             entry: entry.into_bits(),
             level: if high.contains(pin) { Level::High } else { Level::Low },
@@ -329,14 +374,16 @@ impl Ioapic {
             self.id = (value >> 24) as u8 & 0xf;
         }
         // Version and arbitration are read-only: Windows writes 0 to the former.
-        let Some((pin, half)) = spec::entry_of(self.select) else { return Written::default() };
-        let Some(entry) = self.entries.get_mut(pin) else { return Written::default() };
-        entry.write_half(half, value);
+        let Some((pin, half)) = spec::entry_of(self.select) else { return Written::Nothing };
+        let Some(entry) = self.entries.get_mut(pin) else { return Written::Nothing };
+        let in_service = entry.remote_irr();
+        entry.write_half(half, value, self.writable);
+        let ended = in_service && !entry.remote_irr();
         let pin = pin as u8;
         if entry.trigger_mode() == Trigger::Level {
             self.edges.remove(pin);
         }
-        Written { entry: Some(pin), ended: PinSet::EMPTY }
+        Written::Entry { pin, ended }
     }
 }
 
@@ -482,19 +529,16 @@ mod spec {
         pub(super) const RESET: Self = Self::new().with_masked(true);
 
         /// The bits that a guest may write.
-        const WRITABLE: u64 = {
-            let all = Self::new()
-                .with_vector(0xff)
-                .with_delivery_mode(7)
-                .with_destination_mode(DestinationMode::Logical)
-                .with_active_low(true)
-                .with_trigger(Trigger::Level)
-                .with_masked(true)
-                .with_remappable(true)
-                .with_extended_destination(0x7f)
-                .with_destination(0xff);
-            all.into_bits()
-        };
+        pub(super) const WRITABLE: Self = Self::new()
+            .with_vector(0xff)
+            .with_delivery_mode(7)
+            .with_destination_mode(DestinationMode::Logical)
+            .with_active_low(true)
+            .with_trigger(Trigger::Level)
+            .with_masked(true)
+            .with_remappable(true)
+            .with_extended_destination(0x7f)
+            .with_destination(0xff);
 
         /// The trigger mode that counts: NMI, SMI, INIT and ExtINT are edges whatever the bit says.
         pub(super) fn trigger_mode(self) -> Trigger {
@@ -515,14 +559,14 @@ mod spec {
             }
         }
 
-        /// Merges a written half into the entry; read-only bits stay, except that an edge pin has no
+        /// Merges the `writable` bits of a written half into the entry; the others stay, except that an edge pin has no
         /// remote IRR (Linux ends a level interrupt on version 0x11 by making the pin edge for a moment).
-        pub(super) fn write_half(&mut self, half: Half, value: u32) {
+        pub(super) fn write_half(&mut self, half: Half, value: u32, writable: Self) {
             let (written, shift) = match half {
                 Half::Low => (0xffff_ffff, 0),
                 Half::High => (0xffff_ffff << 32, 32),
             };
-            let mask = Self::WRITABLE & written;
+            let mask = writable.into_bits() & written;
             *self = Self::from_bits(self.into_bits() & !mask | u64::from(value) << shift & mask);
             if self.trigger_mode() == Trigger::Edge {
                 self.set_remote_irr(false);
@@ -530,7 +574,7 @@ mod spec {
         }
 
         pub(super) fn restored(bits: u64) -> Self {
-            let entry = Self::from_bits(bits & Self::WRITABLE);
+            let entry = Self::from_bits(bits & Self::WRITABLE.into_bits());
             let in_service = Self::from_bits(bits).remote_irr() && entry.trigger_mode() == Trigger::Level;
             entry.with_remote_irr(in_service)
         }

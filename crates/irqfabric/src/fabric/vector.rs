@@ -5,13 +5,14 @@
 //! in one place, [`Vector::step`].
 
 use super::core::{Core, Counters};
-use super::dispatcher::Token;
+use super::dispatcher::{Listen, Token};
 use super::report::VectorStats;
 use crate::hv::HvError;
 use crate::msg::{Acceptance, Interrupt, Masking, Message};
 use crate::remap::{Cookie, Refusal, Remapper};
 use crate::route::{Action, Event, Gsi, Listener, Since};
 use crate::sync::{EventFd, Mutex, MutexGuard, Stopwatch};
+use smallvec::SmallVec;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
@@ -59,10 +60,13 @@ pub(super) struct State {
 /// A vector's route.
 struct HeldRoute {
     gsi: Gsi,
+    /// What it was last wanted to say, and the edit of the table that says so.
+    wanted: (Interrupt, Since),
     /// The entries of which the route in force may still be, though the vector's translation is not. Not empty: somebody's
     /// change is on its way, and whoever else changes the vector has not done so before the kernel knows. The index keeps
-    /// the vector under these cookies too, so that an invalidation finds it.
-    leftover: Vec<Option<Cookie>>,
+    /// the vector under these cookies too, so that an invalidation finds it. Mostly it is one, and thousands of
+    /// vectors have one at once.
+    leftover: SmallVec<[Option<Cookie>; 2]>,
 }
 
 /// What the dispatcher should do about a vector that has fired.
@@ -196,14 +200,16 @@ impl Vector {
 
     /// The kernel delivers by nothing but the present translation.
     fn settle(&self, state: &mut State) {
-        let leftover = state.route.as_mut().map(|route| std::mem::take(&mut route.leftover));
-        self.leave(state, leftover.unwrap_or_default());
+        let present = state.present();
+        if let Some(route) = &mut state.route {
+            self.leave(present, &route.leftover);
+            route.leftover.clear();
+        }
     }
 
     /// Nothing is delivered by these entries any more, the present one apart.
-    fn leave(&self, state: &State, leftover: Vec<Option<Cookie>>) {
-        let present = state.translated.map(|_| state.cookie);
-        for cookie in leftover.into_iter().filter(|&cookie| present != Some(cookie)) {
+    fn leave(&self, present: Option<Option<Cookie>>, leftover: &[Option<Cookie>]) {
+        for &cookie in leftover.iter().filter(|&&cookie| present != Some(cookie)) {
             self.core.cookies.forgotten(cookie, self);
         }
     }
@@ -247,8 +253,12 @@ impl Vector {
                 self.settle(state);
                 Reroute::No
             }
-            Ok(interrupt) if state.listener == Listener::Hot => match &state.route {
-                Some(route) => Reroute::Yes(route.gsi.put(interrupt)),
+            Ok(interrupt) if state.listener == Listener::Hot => match &mut state.route {
+                Some(route) => {
+                    let since = route.gsi.put(interrupt);
+                    route.wanted = (interrupt, since);
+                    Reroute::Yes(since)
+                }
                 None => Reroute::No,
             },
             Ok(_) => {
@@ -378,17 +388,20 @@ impl Vector {
             return false;
         }
         self.core.hot.lock().insert(&gsi, self);
-        state.route = Some(Box::new(HeldRoute { gsi, leftover: Vec::new() }));
+        // In force: since ever, for all that anybody will ask.
+        state.route =
+            Some(Box::new(HeldRoute { gsi, wanted: (interrupt, Since::default()), leftover: SmallVec::new() }));
         self.step(&mut state, Event::Promote);
         state.listener == Listener::Hot
     }
 
-    /// The edit that a change put into the table is published. If the vector means something else by now, whoever
-    /// changed it is on the way.
-    pub(super) fn rerouted(&self) {
+    /// The table's edits up to `published` are in force. If the vector means something else by now, whoever changed it
+    /// is on the way.
+    pub(super) fn rerouted(&self, published: Since) {
         let mut state = self.state.lock();
         if let (Some(interrupt), Some(route)) = (state.translated, &state.route)
-            && route.gsi.stands_for(interrupt)
+            && route.wanted.0 == interrupt
+            && route.wanted.1 <= published
         {
             self.settle(&mut state);
         }
@@ -471,7 +484,7 @@ impl Vector {
         state.fired = 0;
         if let Some(route) = state.route.take() {
             self.core.hot.lock().remove(&route.gsi);
-            self.leave(state, route.leftover);
+            self.leave(state.present(), &route.leftover);
         }
     }
 
@@ -485,6 +498,12 @@ impl Vector {
         if let (Some((eventfd, token)), Some(dispatcher)) = (self.eventfd.get(), self.core.dispatcher.get()) {
             dispatcher.listen(eventfd, *token, on);
         }
+    }
+}
+
+impl Listen for Vector {
+    fn readable(self: Arc<Self>) -> Option<Arc<Self>> {
+        (self.on_eventfd() == Wish::Route).then_some(self)
     }
 }
 
@@ -517,6 +536,11 @@ impl State {
         if core.deliver(interrupt) == Acceptance::Accepted {
             self.stats.delivered += 1;
         }
+    }
+
+    /// The entry that the cached translation came from, if there is one.
+    fn present(&self) -> Option<Option<Cookie>> {
+        self.translated.map(|_| self.cookie)
     }
 
     /// Whether the route, if there is one, says what the translation says.

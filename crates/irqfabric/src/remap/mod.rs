@@ -5,6 +5,8 @@
 //! range of entries touches exactly the vectors whose translation came from there. A refusal is never cached: an
 //! entry that becomes present without an invalidation works at the next interrupt.
 
+pub mod vtd;
+
 use crate::msg::{DestinationFormat, Interrupt, Message, NotAnInterrupt};
 use std::ops::RangeInclusive;
 

@@ -88,16 +88,6 @@ impl Gsi {
     pub(crate) fn put(&self, target: impl Into<Target>) -> Since {
         self.table.put(self.number, target)
     }
-
-    /// Whether the table in force has this GSI stand for `target`.
-    pub(crate) fn stands_for(&self, target: impl Into<Target>) -> bool {
-        let target = target.into();
-        let edits = self.table.edits.lock();
-        match edits.entries.get(self.number as usize) {
-            Some(Some(entry)) => entry.target == target && entry.since <= edits.published,
-            _ => false,
-        }
-    }
 }
 
 impl Drop for Gsi {

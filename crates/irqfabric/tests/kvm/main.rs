@@ -6,5 +6,6 @@ mod common;
 mod on_kvm {
     mod backend;
     mod differential;
+    mod lines;
     mod vectors;
 }

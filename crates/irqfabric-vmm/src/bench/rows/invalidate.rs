@@ -79,26 +79,29 @@ impl Remapped {
 /// Every entry means what it meant.
 pub fn same(rounds: Rounds, count: usize) -> Result<Measured, Error> {
     let remapped = Remapped::new()?;
-    let calls = remapped.machine.changes();
+    let calls = remapped.machine.system_calls();
+    let mut done = 0;
     let mut ours = || {
+        done += 2;
         remapped.invalidate(count);
         Ok(time(|| remapped.invalidate(count)))
     };
     let (ours, floors) = against_both(rounds, count, &mut ours)?;
     let (cheaper, floor_is) = floors.cheaper();
-    let calls = remapped.machine.changes() - calls;
-    Ok(Measured::new([ours, cheaper.clone()], floor_is).with_fact("system calls", calls as f64, Some(0.0)))
+    let calls = (remapped.machine.system_calls() - calls) as f64 / f64::from(done);
+    Ok(Measured::new([ours, cheaper.clone()], floor_is).with_calls(calls, Some(0.0)))
 }
 
 /// Every entry of them means another vector.
 pub fn changed(rounds: Rounds, count: usize) -> Result<Measured, Error> {
     let remapped = Remapped::new()?;
-    let mut detached = Vec::new();
+    let (mut detached, mut calls) = (Vec::new(), 0);
     let mut once = || {
         remapped.entries.change(count);
-        let before = remapped.machine.hypervisor.calls();
+        let (before, calls_before) = (remapped.machine.hypervisor.calls(), remapped.machine.system_calls());
         let took = time(|| remapped.invalidate(count));
         let detaches = remapped.machine.hypervisor.calls().detaches - before.detaches;
+        calls += remapped.machine.system_calls() - calls_before;
         detached.push(detaches > 0);
         if detaches > 0 {
             remapped.heat(count)?;
@@ -107,6 +110,7 @@ pub fn changed(rounds: Rounds, count: usize) -> Result<Measured, Error> {
     };
     let mut ours = || once().and_then(|_| once());
     let (ours, floors) = against_both(rounds, count, &mut ours)?;
+    let calls = calls as f64 / detached.len() as f64;
     // Of each two the second was timed, and the first round not at all.
     let detached: Vec<_> = detached.into_iter().skip(1).step_by(2).skip(1).collect();
     let times = detached.iter().filter(|&&detached| detached).count();
@@ -114,11 +118,25 @@ pub fn changed(rounds: Rounds, count: usize) -> Result<Measured, Error> {
     let choice = if times * 2 > detached.len() { "detach" } else { "commit" };
     let of_choice = ours.median_ratio(&made);
     let (cheaper, floor_is) = floors.cheaper();
-    Ok(Measured::new([ours, cheaper.clone()], floor_is).at_most(3.0).with_fact(
-        format!("chose {choice}; times the raw cost of its choice"),
-        of_choice,
-        Some(1.15),
-    ))
+    let measured = Measured::new([ours, cheaper.clone()], floor_is).at_most(3.0).with_calls(calls, None);
+    let measured = match one_by_one(rounds, count)? {
+        Some(usual) => measured.against(usual, "a commit for each entry"),
+        None => measured,
+    };
+    let made = format!("chose {choice}; times the raw cost of its choice");
+    Ok(measured.with_fact(made, of_choice, Some(1.15)))
+}
+
+/// The usual way, which takes seconds for thousands: then it is left out.
+fn one_by_one(rounds: Rounds, count: usize) -> Result<Option<Samples>, Error> {
+    if count > 256 {
+        return Ok(None);
+    }
+    let raw = Raw::new()?;
+    let table = table(HOT)?;
+    let mut commits = || try_time(|| (0..count).try_for_each(|_| raw.commit(&table)));
+    let [usual] = rounds.few().measure(1, [&mut commits])?;
+    Ok(Some(usual))
 }
 
 struct Floors {

@@ -3,7 +3,7 @@
 use super::super::error::Error;
 use super::super::machine::{Machine, program_all};
 use super::super::measure::{Rounds, try_time};
-use super::super::raw::Raw;
+use super::super::raw::{Raw, table};
 use super::Measured;
 use irqfabric::fabric::{MsiVectors, Promotion};
 use irqfabric::msg::Masking;
@@ -45,6 +45,40 @@ pub fn unmask(rounds: Rounds) -> Result<Measured, Error> {
     };
     let samples = rounds.measure(BATCH, [&mut ours, &mut floor])?;
     Ok(Measured::new(samples, "assign+read").at_most(1.15))
+}
+
+/// Masked and unmasked again, as Linux does to move a vector. As usual, its route is also taken out of the table, and put back.
+pub fn mask_unmask(rounds: Rounds) -> Result<Measured, Error> {
+    let both = Both::new(BATCH)?;
+    let mut ours = || {
+        try_time(|| {
+            (0..BATCH).try_for_each(|index| {
+                both.set(index..index + 1, Masking::Masked)?;
+                both.set(index..index + 1, Masking::Unmasked)
+            })
+        })
+    };
+    let mut floor = || Ok(both.raw_deassigns()? + both.raw_assigns()?);
+    let (whole, without_one) = (table(BATCH)?, table(BATCH - 1)?);
+    let usual_one = |index: usize, eventfd: &EventFd| {
+        both.raw.deassign(eventfd, index)?;
+        both.raw.commit(&without_one)?;
+        both.raw.commit(&whole)?;
+        both.raw.assign(eventfd, index)
+    };
+    let mut usual = || try_time(|| both.each(usual_one));
+    let [ours, floor, usual] = rounds.measure(BATCH, [&mut ours, &mut floor, &mut usual])?;
+    let calls = {
+        let machine = Machine::new(Promotion::Prefill)?;
+        let vectors = machine.vectors(1)?;
+        program_all(&vectors)?;
+        let before = machine.system_calls();
+        vectors.set_masking([0], Masking::Masked)?;
+        vectors.set_masking([0], Masking::Unmasked)?;
+        machine.system_calls() - before
+    };
+    let measured = Measured::new([ours, floor], "both of raw").at_most(1.15).with_calls(calls as f64, Some(3.0));
+    Ok(measured.against(usual, "a commit each time as well"))
 }
 
 /// The function mask of a device with as many vectors as MSI-X allows.

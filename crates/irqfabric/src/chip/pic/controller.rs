@@ -188,6 +188,10 @@ impl Controller {
         self.role == Role::Master && !self.single && input == Input::CASCADE
     }
 
+    pub(super) const fn in_service(&self) -> u8 {
+        self.in_service
+    }
+
     // INT.
 
     pub(super) const fn int(&self) -> Level {
@@ -463,6 +467,10 @@ impl Input {
 
     pub(super) const fn new(number: u8) -> Self {
         Self(number & 7)
+    }
+
+    pub(super) const fn number(self) -> u8 {
+        self.0
     }
 
     const fn bit(self) -> u8 {

@@ -103,6 +103,15 @@ pub struct Pic {
     slave: Controller,
 }
 
+/// What an INTA sequence gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// The vector.
+    pub vector: u8,
+    /// Whose it is; `None` for the default IR7.
+    pub input: Option<u8>,
+}
+
 /// Everything about a PIC that a guest can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -178,10 +187,23 @@ impl Pic {
     /// The INTA sequence: the processor takes the interrupt and gets its vector. Without a request it is the vector of
     /// the default IR7, and only a master that has acknowledged its slave has a bit in service.
     pub fn acknowledge(&mut self) -> u8 {
+        self.acknowledge_input().vector
+    }
+
+    /// The same, for those who keep books.
+    pub fn acknowledge_input(&mut self) -> Acknowledged {
         let (input, vector) = self.master.acknowledge();
         let slave = input.is_some_and(|input| self.master.has_slave(input)).then(|| self.slave.acknowledge());
         self.settle(if slave.is_some() { Role::Slave } else { Role::Master });
-        slave.map_or(vector, |(_, vector)| vector)
+        match slave {
+            Some((input, vector)) => Acknowledged { vector, input: input.map(|input| 8 | input.number()) },
+            None => Acknowledged { vector, input: input.map(Input::number) },
+        }
+    }
+
+    /// The inputs whose interrupt was acknowledged and not ended yet, a bit for each.
+    pub const fn in_service(&self) -> u16 {
+        u16::from_le_bytes([self.master.in_service(), self.slave.in_service()])
     }
 
     // Snapshots.

@@ -22,7 +22,7 @@ struct Limited {
 impl Hypervisor for Limited {
     fn start(&self, pins: u32) -> Result<Capacity, HvError> {
         self.kvm.start(pins)?;
-        Ok(Capacity { gsis: self.gsis })
+        Ok(Capacity { gsis: self.gsis, ..Capacity::default() })
     }
 
     fn deliver(&self, interrupt: &Interrupt) -> Result<Acceptance, HvError> {
