@@ -149,7 +149,12 @@ impl Line {
     }
 
     pub(crate) fn to_foreign_pin(pin: Arc<dyn Pin>, resampler: impl Resampler + 'static) -> Self {
-        Self(Arc::new(Wire { pins: [pin].into(), resampler: Some(Box::new(resampler)), then: None, state: Mutex::default() }))
+        Self(Arc::new(Wire {
+            pins: [pin].into(),
+            resampler: Some(Box::new(resampler)),
+            then: None,
+            state: Mutex::default(),
+        }))
     }
 
     /// A new source on this wire, lowered. The name is for reports only.

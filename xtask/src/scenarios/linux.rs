@@ -85,9 +85,10 @@ pub fn noapic() -> Scenario {
     let append = format!(" --irqchip split --pic --append '{} noapic'", crate::testbed::KERNEL_ARGUMENTS);
     Scenario {
         name: "linux-noapic".into(),
-        proves: "stock Linux with `noapic` boots on our PIC, reads its disks, counts the interrupts that we count, and \
+        proves:
+            "stock Linux with `noapic` boots on our PIC, reads its disks, counts the interrupts that we count, and \
                  powers off"
-            .into(),
+                .into(),
         limit: ONE_BOOT,
         machine: l1(boot(2, 2, &append, "")),
         judge: Box::new(|evidence| judge_boot_on(PIC, evidence, "", 2).map(drop)),

@@ -1,7 +1,7 @@
 //! Where each disk is to be: its address or its slot, its line or its vectors, and how many IOAPICs the lines take.
 
-use super::layout;
 use super::acpi::SCI_GSI;
+use super::layout;
 use super::options::{DiskOption, Interface, IrqchipKind, Legacy};
 use crate::devices::pci::SLOTS;
 use crate::devices::serial::COM1_GSI;
@@ -84,12 +84,7 @@ impl PciDisk {
 
 impl Disks {
     /// Gives every disk its place in a machine of so many vCPUs.
-    pub fn plan(
-        options: &[DiskOption],
-        irqchip: IrqchipKind,
-        legacy: Legacy,
-        vcpus: usize,
-    ) -> Result<Self, Error> {
+    pub fn plan(options: &[DiskOption], irqchip: IrqchipKind, legacy: Legacy, vcpus: usize) -> Result<Self, Error> {
         let image =
             |(index, option): (usize, &DiskOption)| Image { name: format!("disk{index}"), option: option.clone() };
         let images = options.iter().enumerate().map(image);

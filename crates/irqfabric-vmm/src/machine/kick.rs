@@ -5,8 +5,8 @@
 //! in a thread-local.
 
 use crate::error::Error;
-use kvm_ioctls::VcpuFd;
 use irqfabric::hv::EVERY_VCPU;
+use kvm_ioctls::VcpuFd;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr;

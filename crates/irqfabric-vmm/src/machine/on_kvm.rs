@@ -153,11 +153,7 @@ mod pic {
         }
         let source = machine.fabric().line(INPUT.into()).unwrap().source("device");
         let stop = machine.stop_switch().clone();
-        let device = Arc::new(Device {
-            source: Mutex::new(raises.then_some(source)),
-            seen: Mutex::default(),
-            stop,
-        });
+        let device = Arc::new(Device { source: Mutex::new(raises.then_some(source)), seen: Mutex::default(), stop });
         machine.register_pio(HANDLED.into(), 2, device.clone()).unwrap();
         load(&machine, code);
         machine.memory().write_slice(&[0xe6, HANDLED, 0xfb, 0xf4], GuestAddress(HANDLER.into())).unwrap();

@@ -82,7 +82,9 @@ impl Cpu {
     fn take_interrupts(&self) {
         while let Some(vector) = self.acknowledge() {
             match vector {
-                layout::PIC_VECTORS..layout::PIC_VECTORS_END | layout::FIRST_VECTOR..layout::END_VECTOR => self.handler(vector),
+                layout::PIC_VECTORS..layout::PIC_VECTORS_END | layout::FIRST_VECTOR..layout::END_VECTOR => {
+                    self.handler(vector)
+                }
                 layout::DOORBELL => {
                     self.write(layout::APIC_EOI, 0);
                     self.perform_posted();
@@ -94,7 +96,9 @@ impl Cpu {
 
     fn acknowledge(&self) -> Option<u8> {
         let mut vcpu = self.vcpu();
-        let Ok(()) = self.board.fabric.before_run(&mut vcpu) else { unreachable!("a software vCPU takes what it said it takes") };
+        let Ok(()) = self.board.fabric.before_run(&mut vcpu) else {
+            unreachable!("a software vCPU takes what it said it takes")
+        };
         vcpu.acknowledge()
     }
 

@@ -9,6 +9,8 @@
 //! is held across the one system call that delivers, which is what makes "nothing stale" true; none but the line's is
 //! held across a table commit.
 
+#[cfg(feature = "vm-device")]
+mod bus;
 mod core;
 #[cfg(not(loom))]
 mod dispatcher;

@@ -49,8 +49,7 @@ impl Sim {
     /// A local APIC for each id.
     pub fn with_apic_ids(ids: impl IntoIterator<Item = u32>) -> Self {
         let processor = |id| Processor { lapic: Lapic::new(id), external: None, kicked: false };
-        let vcpu =
-            |id| Vcpu { processor: Mutex::new(processor(id)), ends: Ends::Reported, wake: Condvar::new() };
+        let vcpu = |id| Vcpu { processor: Mutex::new(processor(id)), ends: Ends::Reported, wake: Condvar::new() };
         Self { vcpus: ids.into_iter().map(vcpu).collect(), ends: Ends::Reported, counters: Counters::default() }
     }
 
