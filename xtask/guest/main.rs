@@ -17,7 +17,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 guest-probe fill FILE BYTES SEED            write a disk image whose every word is known
 guest-probe verify DISK                     read it flat out, past the page cache, and check it
-guest-probe move MOVES SECONDS level|message DISK [EDGE-ACTION]
+guest-probe move MOVES SECONDS [remapped-]level|[remapped-]message DISK [EDGE-ACTION]
                                             move interrupts between CPUs while they fire
 guest-probe flood INTERRUPTS SECONDS DISK...
                                             read disks that share an interrupt until it has fired so often

@@ -103,6 +103,13 @@ pub struct BootReport {
     pub promotions: u64,
     pub wakeups: u64,
     pub commits: u64,
+    pub messages: Messages,
+}
+
+/// Messages that did not become interrupts.
+#[derive(Deserialize)]
+pub struct Messages {
+    pub blocked: u64,
 }
 
 /// A message vector. What the kernel delivered for it while it was hot is in neither count.

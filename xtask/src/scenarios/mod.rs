@@ -4,6 +4,7 @@
 //! seen. A scenario on the `Reference` machine judges the guest tests themselves, by QEMU's devices.
 
 mod evidence;
+mod intremap;
 mod l1;
 pub mod linux;
 mod moves;
@@ -60,8 +61,10 @@ pub enum Needs {
     Nothing,
     /// The binary `irqfabric`.
     Product,
-    /// That, and the test program of its testdev profile.
+    /// That, and the test program of its testdev profile, `testdev`.
     Testdev,
+    /// The library's tests on real KVM, `kvm`.
+    KvmTests,
 }
 
 /// Stock Linux as a guest.
@@ -83,9 +86,12 @@ pub fn ours(scale: Scale) -> Vec<Scenario> {
 pub fn all(scale: Scale) -> Vec<Scenario> {
     let mut list =
         vec![l1::kvm(), linux::reference(), moves::reference(scale), l1::run(), l1::run_with_pic(), l1::testdev()];
+    list.push(l1::differential(scale));
     list.extend([1, 2, 4].map(linux::boots));
     list.extend([linux::noapic(), linux::thirty_disks(), linux::same_as_kernel_irqchip(), moves::under_load(scale)]);
     list.extend([pci::linux(), pci::without_msix(), moves::msix_under_load(scale)]);
+    list.extend([2, 4].map(|cpus| intremap::boots(cpus, scale)));
+    list.extend([intremap::apic_ids(), intremap::apic_ids_without()]);
     list.extend([shared::level(scale), vfio::refusals(), vfio::intx(), vfio::messages()]);
     list
 }

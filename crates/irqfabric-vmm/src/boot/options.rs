@@ -1,5 +1,6 @@
 //! The options of `irqfabric boot`, and what their words mean.
 
+use super::layout;
 use crate::devices::vfio::Address;
 use crate::devices::virtio::SignalBy;
 use crate::error::Error;
@@ -47,6 +48,10 @@ pub struct Args {
     /// Whose IOAPIC: irqfabric's, or KVM's own for comparison
     #[arg(long, value_enum, default_value_t = IrqchipKind::Split)]
     pub irqchip: IrqchipKind,
+    /// Who says which interrupts a message may become: nobody but the message, or an Intel VT-d unit that the guest
+    /// programs
+    #[arg(long, value_enum, default_value_t = IntremapKind::None)]
+    pub intremap: IntremapKind,
     /// Adds a PIC, and the parts of ACPI that guests expect beside one: Linux uses it with `noapic`
     ///
     /// Disks have GSIs that the PIC has level inputs for.
@@ -75,6 +80,17 @@ impl Args {
 }
 
 impl Args {
+    /// Where the VT-d unit is to be, if there is to be one.
+    pub fn vtd(&self) -> Result<Option<u64>, Error> {
+        match (self.intremap, self.irqchip) {
+            (IntremapKind::None, _) => Ok(None),
+            (IntremapKind::Vtd, IrqchipKind::Split) => Ok(Some(layout::VTD)),
+            (IntremapKind::Vtd, IrqchipKind::Kernel) => {
+                Err(Error::Options("--intremap vtd: KVM's own IOAPIC knows nothing of it; use --irqchip split".into()))
+            }
+        }
+    }
+
     /// What `--pic` says.
     pub fn legacy(&self) -> Legacy {
         if self.pic { Legacy::Pic } else { Legacy::None }
@@ -109,6 +125,16 @@ pub enum IrqchipKind {
     Split,
     /// KVM's own, with its PIC
     Kernel,
+}
+
+/// Who remaps interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IntremapKind {
+    /// Nobody; APIC ids above 254 are reached by 15-bit destinations
+    None,
+    /// A VT-d unit, told of by a DMAR table
+    Vtd,
 }
 
 /// What the machine has that a PC had before it had an IOAPIC.

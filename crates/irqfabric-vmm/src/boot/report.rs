@@ -8,7 +8,7 @@
 //!   "vectors": [ { "device": "disk1", "vector": 1, "signalled": 61, "delivered": 61, "hot": false } ],
 //!   "promotions": 0, "wakeups": 0, "brakes": 0,
 //!   "kvm": { "deliveries": 123, "refused": 0, "commits": 3 },
-//!   "messages": { "memory_writes": 0, "dropped": 0, "host_errors": 0 },
+//!   "messages": { "memory_writes": 0, "dropped": 0, "blocked": 0, "host_errors": 0 },
 //!   "exits": [ { "kind": "ioapic-eoi", "count": 61, "seconds": 0.0001, "per_vcpu": [61, 0] } ] }
 //! ```
 //!
@@ -16,7 +16,7 @@
 //! `ended` are the messages and ended level interrupts of the IOAPIC pin that its line ends in, and so the same for all
 //! sources of a line. Under `--pic`, `delivered` counts what processors took from the PIC as well. KVM's own IOAPIC keeps its counts to itself: under `--irqchip kernel`, `path` is KVM_IRQ_LINE and
 //! `delivered` counts the rises of the line's sources. `commits` counts KVM_SET_GSI_ROUTING. `seconds` of exits is the time
-//! between KVM_RUN's return and the next entry.
+//! between KVM_RUN's return and the next entry. `blocked` messages are those that interrupt remapping did not let through.
 //!
 //! There is an entry of `pairs` for each device with a level line by two eventfds: how often it wrote the one, and how often
 //! it was told by the other that the guest had ended an interrupt.
@@ -98,6 +98,7 @@ struct Vector {
 struct Messages {
     memory_writes: u64,
     dropped: u64,
+    blocked: u64,
     host_errors: u64,
 }
 
@@ -141,6 +142,7 @@ impl Report {
             messages: Messages {
                 memory_writes: stats.memory_writes,
                 dropped: stats.dropped,
+                blocked: stats.blocked,
                 host_errors: stats.host_errors,
             },
             exits: exits.collect(),
