@@ -15,7 +15,7 @@
 //! | part | what it is |
 //! | --- | --- |
 //! | [`msg`] | messages and what they ask for, in their own types |
-//! | [`mod@line`] | a wire with any number of sources; what it ends in |
+//! | [`mod@line`] | a wire with any number of sources, resampling ones among them; what it ends in; edge and level for generic devices |
 //! | [`chip`] | IOAPIC and local APIC: register-exact state machines without I/O |
 //! | [`pci`] | MSI, MSI-X and INTx: what a guest programs of a PCI function, as state machines |
 //! | [`memory`] | the guest's memory, in two methods |

@@ -9,9 +9,12 @@ mod l1;
 pub mod linux;
 mod moves;
 mod pci;
+mod shared;
+mod vfio;
 
 pub use evidence::Evidence;
 
+use crate::testbed::Passable;
 use anyhow::Result;
 use std::time::Duration;
 
@@ -46,6 +49,8 @@ pub enum Machine {
         /// The script needs a guest's kernel and initramfs in /l2.
         linux: Option<Linux>,
     },
+    /// The same with an IOMMU and these devices, each with a disk of its own, to be passed on; it has the product.
+    L1WithIommu { script: String, linux: Option<Linux>, devices: Vec<Passable> },
     /// Stock Linux on QEMU's own virtio-mmio disks and IOAPICs.
     Reference { linux: Linux, cpus: u32, disks: u32 },
 }
@@ -83,5 +88,6 @@ pub fn all(scale: Scale) -> Vec<Scenario> {
     list.extend([pci::linux(), pci::without_msix(), moves::msix_under_load(scale)]);
     list.extend([2, 4].map(|cpus| intremap::boots(cpus, scale)));
     list.extend([intremap::apic_ids(), intremap::apic_ids_without()]);
+    list.extend([shared::level(scale), vfio::refusals(), vfio::intx(), vfio::messages()]);
     list
 }

@@ -149,7 +149,7 @@ impl Tables<'_> {
             let line = Line { gsi: disk.gsi, trigger: disk.trigger, shared: disk.shared };
             virtio_mmio(&mut code, index, disk.address as u32, line);
         }
-        if !self.disks.pci.is_empty() {
+        if self.disks.slots().next().is_some() {
             pci::host_bridge(self.disks, &mut code);
         }
         let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
@@ -268,7 +268,7 @@ mod tests {
     fn written(apic_ids: &[u32]) -> (GuestMemoryMmap, Vec<Vec<u8>>) {
         let memory = memory();
         let options = ["a", "b,edge", "c,pci"].map(|text| text.parse().unwrap());
-        let disks = Disks::plan(&options, IrqchipKind::Split, 1).unwrap();
+        let disks = Disks::plan(&options, &[], IrqchipKind::Split, 1).unwrap();
         let requester = RequesterId::default();
         let ioapics = [PlacedIoapic { id: 0, address: 0xfec0_0000, first_gsi: 0, requester }];
         let remapping = Some(0xfed9_0000);

@@ -20,6 +20,7 @@ use crate::devices::serial::{self, SerialPort};
 use crate::error::Error;
 use crate::machine::{Config, Host, Irqchip, Machine, Stop, Stopped};
 use crate::testdev;
+use attach::Attached;
 use disks::Disks;
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::msg::RequesterId;
@@ -33,7 +34,8 @@ use std::sync::Arc;
 /// Boots, runs to the end, and reports.
 pub fn main(args: &Args) -> Result<ExitCode, Error> {
     let apic_ids = args.apic_ids()?;
-    let disks = Disks::plan(&args.disk, args.irqchip, apic_ids.len())?;
+    let disks = Disks::plan(&args.disk, &args.vfio, args.irqchip, apic_ids.len())?;
+    attach::check(&disks)?;
     let host = Host::open()?;
     let irqchip = match args.irqchip {
         IrqchipKind::Split => Irqchip::Split((0..disks.ioapics()).map(ioapic).collect()),
@@ -48,11 +50,11 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     if args.irqchip == IrqchipKind::Kernel {
         firmware::silence_pic(machine.vm())?;
     }
-    let mut vectors = Vec::new();
+    let mut attached = Attached::default();
     match args.profile {
         Profile::Linux => {
             power::attach(&mut machine)?;
-            vectors = attach::attach(&disks, &mut machine)?;
+            attached = attach::attach(&disks, &mut machine)?;
             firmware::install_reset_vector(machine.memory())?;
             let ioapics = acpi::ioapics(&machine);
             let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &ioapics, disks: &disks, remapping: vtd };
@@ -66,7 +68,7 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     }
     let target = args.report.as_deref().map(report::Target::create).transpose()?;
     let stopped = run(machine, serial)?;
-    let report = Report::new(args.irqchip, &apic_ids, &stopped, &vectors);
+    let report = Report::new(args.irqchip, &apic_ids, &stopped, &attached);
     eprint!("{report}");
     if let Stop::Crash(crash) = &stopped.stop {
         eprint!("{}", report::PostMortem(crash));

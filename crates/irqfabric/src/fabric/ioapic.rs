@@ -20,7 +20,7 @@
 //! **Later.** Two things are left to the dispatcher to try again after [`DELAY`]: a level whose route the host could not
 //! commit, and the storm brake's. A level that nobody lowers, on a pin whose entry nobody touches, comes back at each
 //! end of its interrupt, and a guest that has no handler for it does nothing else any more; after [`STORM`] of these in a row
-//! the next waits, so that the guest gets to run (KVM's own IOAPIC does the same, Linux commit 184564efae4d). Whatever else
+//! the next waits, so that the guest gets to run (KVM's own IOAPIC does the same: `arch/x86/kvm/ioapic.c`, IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT). Whatever else
 //! gives a reason to deliver meanwhile does so at once.
 
 use super::core::{Core, Counters};
@@ -157,10 +157,10 @@ impl IoapicPort {
             return;
         }
         if session.state.storms(pin) {
-            Counters::count(&self.core.counters.brakes);
             if self.put_off(session, pin) {
-                return;
+                return Counters::count(&self.core.counters.brakes);
             }
+            // There is no thread to wait for it.
             session = self.enter();
         }
         self.attempt(session, pin);

@@ -7,6 +7,15 @@
 //! Locks are taken in one order: line → translation (shared) → chip or vector → GSI table. A chip's and a vector's lock
 //! is held across the one system call that delivers, which is what makes "nothing stale" true; none but the line's is
 //! held across a table commit.
+//!
+//! A line's lock is held across its pins' [`set`](crate::line::Pin::set), so that two sources cannot overtake each other, and across the whole end of an
+//! interrupt: its resampling sources are lowered, the chip is told what is left and forgets what was in service, what still stands is
+//! delivered again. Nobody can raise and be delivered in the middle of that and be lowered by an end that is older. Whom it
+//! concerns is told afterwards: callbacks run with no lock held, of a resampling source as of any other. A trigger that the
+//! dispatcher reads has a lock of its own, taken before its line's, so that a pair that was dropped raises nothing any more.
+//!
+//! The dispatcher is one thread. It waits for eventfds (of cold vectors, of triggers, of the ends that a hypervisor's own chips
+//! report) and for deadlines (promotion, the storm brake, a commit that failed); nothing else in the fabric has a timer.
 
 mod core;
 #[cfg(not(loom))]
@@ -195,7 +204,10 @@ impl Fabric {
     }
 
     /// A pair of eventfds that are a [resampling source](Line::resampling_source) of a GSI's line: what VFIO and vhost take for a level
-    /// interrupt. The name is for reports only.
+    /// interrupt. The name is for reports, in which there is nothing of a pair that a hypervisor's own chips take.
+    ///
+    /// With IOAPICs of ours the fabric's thread reads `trigger` and raises the line: about as long as a wake-up, a read and the
+    /// delivery take. In a hypervisor's own chips nothing of ours is on the way.
     ///
     /// ```
     /// # use irqfabric::{chip::ioapic::Ioapic, fabric::Fabric, hv::Sim};
