@@ -26,7 +26,8 @@
 //! # Features
 //!
 //! `kvm` and `sim` (both on by default) are the two backends. `serde` makes snapshots and reports serializable.
-//! `vm-memory` and `vm-superio` implement our traits for, and those of, the rust-vmm crates of these names.
+//! `vm-memory` and `vm-superio` implement our traits for, and those of, the rust-vmm crates of these names; so does
+//! `vm-device`, whose buses take the chips of a fabric ([`Fabric::register`](fabric::Fabric)).
 
 #![deny(unsafe_code)]
 // Under loom the models play the dispatcher: its deadlines go unused.

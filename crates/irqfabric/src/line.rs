@@ -97,6 +97,8 @@ struct Wire {
     pins: Box<[Arc<dyn Pin>]>,
     /// Who raises the pins for the resampling sources, if not we.
     resampler: Option<Box<dyn Resampler>>,
+    /// What follows when the pins may have been driven and the lock is free again: other callbacks.
+    then: Option<Arc<dyn Fn() + Send + Sync>>,
     state: Mutex<State>,
 }
 
@@ -129,7 +131,7 @@ struct Slot {
     free: bool,
 }
 
-type Acknowledged = Arc<dyn Fn() + Send + Sync>;
+pub(crate) type Acknowledged = Arc<dyn Fn() + Send + Sync>;
 
 impl Line {
     /// A wire that ends in `pins`. [`Fabric::line`](crate::fabric::Fabric::line) gives those of a machine.
@@ -138,11 +140,21 @@ impl Line {
     }
 
     pub(crate) fn to_pins(pins: Box<[Arc<dyn Pin>]>) -> Self {
-        Self(Arc::new(Wire { pins, resampler: None, state: Mutex::default() }))
+        Self::with_callback(pins, None)
+    }
+
+    /// A wire of a machine where driving a pin may call somebody back: `then` does so, with no lock held.
+    pub(crate) fn with_callback(pins: Box<[Arc<dyn Pin>]>, then: Option<Arc<dyn Fn() + Send + Sync>>) -> Self {
+        Self(Arc::new(Wire { pins, resampler: None, then, state: Mutex::default() }))
     }
 
     pub(crate) fn to_foreign_pin(pin: Arc<dyn Pin>, resampler: impl Resampler + 'static) -> Self {
-        Self(Arc::new(Wire { pins: [pin].into(), resampler: Some(Box::new(resampler)), state: Mutex::default() }))
+        Self(Arc::new(Wire {
+            pins: [pin].into(),
+            resampler: Some(Box::new(resampler)),
+            then: None,
+            state: Mutex::default(),
+        }))
     }
 
     /// A new source on this wire, lowered. The name is for reports only.
@@ -232,7 +244,21 @@ impl Line {
             wire.drive(after);
         }
         drop(state);
+        wire.then();
         acknowledged.iter().for_each(|acknowledged| acknowledged());
+    }
+
+    /// The guest is about to end the interrupt at a chip that must not see the level of the resampling sources any more when
+    /// it does: they are lowered. The answer is whom to tell afterwards, with no lock held.
+    pub(crate) fn lower_resampling(&self) -> Vec<Acknowledged> {
+        let wire = &*self.0;
+        let mut state = wire.state.lock();
+        let before = state.level();
+        let acknowledged = state.acknowledge();
+        if (before, state.level()) == (Level::High, Level::Low) {
+            wire.drive(Level::Low);
+        }
+        acknowledged
     }
 
     /// Chips that are not ours have ended the interrupt, and have lowered the wire as far as the resampling sources held it.
@@ -247,6 +273,8 @@ impl Line {
         if state.level() == Level::High {
             self.0.drive(Level::High);
         }
+        drop(state);
+        self.0.then();
     }
 
     /// Whether its interrupts end where we do not see it.
@@ -282,6 +310,7 @@ impl LineSource {
     /// Drives this source to `level`: what a device with an interrupt status register calls after each change.
     pub fn set(&self, level: Level) {
         self.wire.set(&mut self.wire.state.lock(), self.slot, level);
+        self.wire.then();
     }
 
     /// Raises and lowers with nobody in between: one edge. On a wire that another source holds high there
@@ -297,6 +326,8 @@ impl LineSource {
             (false, Level::Low) => self.wire.drive(Level::Low),
             (false, Level::High) => {}
         }
+        drop(state);
+        self.wire.then();
     }
 
     /// This source's own level.
@@ -321,6 +352,7 @@ impl Drop for LineSource {
         // Dropping it may run the device's code: not with the lock held.
         drop(state);
         drop(acknowledged);
+        self.wire.then();
     }
 }
 
@@ -365,6 +397,12 @@ impl Wire {
     fn drive(&self, level: Level) {
         for pin in &self.pins {
             pin.set(level);
+        }
+    }
+
+    fn then(&self) {
+        if let Some(then) = &self.then {
+            then();
         }
     }
 }

@@ -61,8 +61,10 @@ pub enum Needs {
     Nothing,
     /// The binary `irqfabric`.
     Product,
-    /// That, and the test program of its testdev profile.
+    /// That, and the test program of its testdev profile, `testdev`.
     Testdev,
+    /// The library's tests on real KVM, `kvm`.
+    KvmTests,
 }
 
 /// Stock Linux as a guest.
@@ -83,8 +85,9 @@ pub fn ours(scale: Scale) -> Vec<Scenario> {
 /// in it.
 pub fn all(scale: Scale) -> Vec<Scenario> {
     let mut list = vec![l1::kvm(), linux::reference(), moves::reference(scale), l1::run(), l1::testdev()];
+    list.push(l1::differential(scale));
     list.extend([1, 2, 4].map(linux::boots));
-    list.extend([linux::thirty_disks(), linux::same_as_kernel_irqchip(), moves::under_load(scale)]);
+    list.extend([linux::noapic(), linux::thirty_disks(), linux::same_as_kernel_irqchip(), moves::under_load(scale)]);
     list.extend([pci::linux(), pci::without_msix(), moves::msix_under_load(scale)]);
     list.extend([2, 4].map(|cpus| intremap::boots(cpus, scale)));
     list.extend([intremap::apic_ids(), intremap::apic_ids_without()]);

@@ -41,8 +41,8 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 pub struct L1<'a> {
     pub test: &'a str,
     pub product: Option<&'a Path>,
-    /// The test program of the testdev profile, as `testdev`.
-    pub testdev: Option<&'a Path>,
+    /// A test program and the name that it has there.
+    pub tests: Option<(&'a str, &'a Path)>,
     pub guest_probe: &'a Path,
     /// The stock kernel and this initramfs as `/l2/vmlinux` and `/l2/initrd`.
     pub l2: Option<&'a Path>,
@@ -64,8 +64,8 @@ pub fn write_l1(testbed: &Testbed, to: &Path, l1: &L1) -> Result<()> {
     if let Some(product) = l1.product {
         archive.file("bin/irqfabric", PROGRAM, product)?;
     }
-    if let Some(testdev) = l1.testdev {
-        archive.file("bin/testdev", PROGRAM, testdev)?;
+    if let Some((name, tests)) = l1.tests {
+        archive.file(&format!("bin/{name}"), PROGRAM, tests)?;
     }
     if let Some(initrd) = l1.l2 {
         archive.folder("l2")?;

@@ -90,13 +90,18 @@ pub fn play(testbed: &Testbed, scenario: &Scenario, live: &Live) -> Result<Evide
     let files = scratch.path().join("files.tar");
     let initrd = scratch.path().join("l1.cpio");
     let l1 = |script: &str, needs: Needs, linux: Option<&Linux>, devices: Devices| -> Result<()> {
-        let product = if needs == Needs::Nothing { None } else { Some(binaries::product(live)?) };
-        let testdev = if needs == Needs::Testdev { Some(binaries::testdev(live)?) } else { None };
+        let (product, tests) = match needs {
+            Needs::Nothing => (None, None),
+            Needs::Product => (Some(binaries::product(live)?), None),
+            Needs::Testdev => (Some(binaries::product(live)?), Some("testdev")),
+            Needs::KvmTests => (None, Some("kvm")),
+        };
+        let program = tests.map(|name| binaries::test_program(name, live)).transpose()?;
         let linux = linux.map(|linux| l2_image(testbed, linux, devices, scratch.path(), live)).transpose()?;
         let l1 = L1 {
             test: script,
             product: product.as_deref(),
-            testdev: testdev.as_deref(),
+            tests: tests.zip(program.as_deref()),
             guest_probe: &binaries::guest_probe(live)?,
             l2: linux.as_deref(),
             devices,
@@ -183,7 +188,7 @@ pub fn interactive(testbed: &Testbed, script: &str, linux: &Linux) -> Result<boo
     let l1 = L1 {
         test: script,
         product: Some(&product),
-        testdev: None,
+        tests: None,
         guest_probe: &guest_probe,
         l2: Some(&l2),
         devices: Devices::Ours,

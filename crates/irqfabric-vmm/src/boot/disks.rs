@@ -1,12 +1,14 @@
 //! Where each disk is to be, and each function of the host's: its address or its slot, its line or its vectors, and how
 //! many IOAPICs the lines take.
 
+use super::acpi::SCI_GSI;
 use super::layout;
-use super::options::{DiskOption, Interface, IrqchipKind, VfioOption};
+use super::options::{DiskOption, Interface, IrqchipKind, Legacy, VfioOption};
 use crate::devices::pci::SLOTS;
 use crate::devices::serial::COM1_GSI;
 use crate::devices::virtio::{MOST_QUEUES, SignalBy};
 use crate::error::Error;
+use irqfabric::chip::pic::INPUTS;
 use irqfabric::msg::Trigger;
 use irqfabric::pci::intx::{IntxPin, RootLines, RootRouting};
 use irqfabric::pci::msix::MAX_VECTORS;
@@ -15,6 +17,8 @@ use std::collections::HashMap;
 /// The first GSI that a disk gets: those below are a PC's keyboard, cascade and serial ports.
 const FIRST_GSI: u32 = 5;
 const PINS: u32 = 24;
+/// Inputs of the PIC that are edges whatever its ELCR is told: timer, keyboard, cascade, clock, floating-point unit (ICH).
+const EDGE_ONLY: [u32; 5] = [0, 1, 2, 8, 13];
 /// As many as their four bits of id can tell apart.
 const MOST_IOAPICS: u32 = 16;
 /// As many queues as a PCI disk has unless it is told otherwise.
@@ -96,6 +100,7 @@ impl Disks {
         options: &[DiskOption],
         functions: &[VfioOption],
         irqchip: IrqchipKind,
+        legacy: Legacy,
         vcpus: usize,
     ) -> Result<Self, Error> {
         let image =
@@ -105,7 +110,13 @@ impl Disks {
             images.partition(|image| matches!(image.option.interface, Interface::Pci { .. }));
         let slots = pci.len() + functions.len();
         let taken = |gsi: u32| gsi == COM1_GSI || slots > 0 && gsi.wrapping_sub(PCI_ROUTING.first) < 4;
-        let mmio = plan_mmio(mmio, irqchip, taken)?;
+        let mmio = match legacy {
+            Legacy::None => plan_mmio(mmio, irqchip, taken)?,
+            Legacy::Pic => {
+                let no_level = |gsi| gsi >= INPUTS.into() || gsi == SCI_GSI || EDGE_ONLY.contains(&gsi);
+                plan_mmio(mmio, irqchip, |gsi| taken(gsi) || no_level(gsi))?
+            }
+        };
         let most = usize::from(SLOTS) - 1;
         if slots > most {
             return Err(Error::Options(format!("{slots} PCI functions are more than the {most} slots of the bus")));
@@ -148,7 +159,11 @@ fn plan_mmio(images: Vec<Image>, irqchip: IrqchipKind, taken: impl Fn(u32) -> bo
         let (trigger, gsi, signal_by) = wishes(&image);
         let gsi = gsi.or_else(|| free.next()).ok_or_else(|| too_many(count, room, irqchip))?;
         if gsi >= pins || taken(gsi) {
-            let why = format!("gsi={gsi}: disks can have GSIs up to {} but not the serial port's, nor PCI's", pins - 1);
+            let why = format!(
+                "gsi={gsi}: disks can have GSIs up to {} but not the serial port's, nor PCI's, and with --pic 5, 6, 7, 10, 11, \
+                 12, 14 and 15",
+                pins - 1
+            );
             return Err(Error::file("disk", &image.option.path, why));
         }
         let line = lines.entry(gsi).or_insert((trigger, 0));
@@ -212,7 +227,7 @@ mod tests {
 
     fn plan(texts: &[&str], irqchip: IrqchipKind) -> Result<Disks, Error> {
         let options: Vec<_> = texts.iter().map(|text| text.parse().unwrap()).collect();
-        Disks::plan(&options, &[], irqchip, 2)
+        Disks::plan(&options, &[], irqchip, Legacy::None, 2)
     }
 
     #[test]
@@ -264,14 +279,18 @@ mod tests {
     fn functions_that_are_passed_through_have_the_slots_behind_the_disks() {
         let functions = ["00:04.0", "00:05.0,intx"].map(|text| text.parse().unwrap());
         let disks = ["a,pci", "b,gsi=5"].map(|text| text.parse().unwrap());
-        let plan = Disks::plan(&disks, &functions, IrqchipKind::Split, 1).unwrap();
+        let plan = Disks::plan(&disks, &functions, IrqchipKind::Split, Legacy::None, 1).unwrap();
         assert!(plan.slots().eq(1..=3));
         assert_eq!(plan.vfio.iter().map(|function| gsi_of(function.slot)).collect::<Vec<_>>(), [18, 19]);
-        let refused =
-            |functions: &[VfioOption]| Disks::plan(&[], functions, IrqchipKind::Split, 1).unwrap_err().to_string();
+        let refused = |functions: &[VfioOption]| {
+            Disks::plan(&[], functions, IrqchipKind::Split, Legacy::None, 1).unwrap_err().to_string()
+        };
         assert_eq!(refused(&[functions[0]; 2]), "VFIO device 0000:00:04.0: it is there twice");
         assert!(refused(&[functions[0]; 32]).contains("more than the 31 slots"));
         let pin = "a,gsi=17".parse().unwrap();
-        assert!(Disks::plan(&[pin], &functions, IrqchipKind::Split, 1).is_err(), "the pins of the slots end there");
+        assert!(
+            Disks::plan(&[pin], &functions, IrqchipKind::Split, Legacy::None, 1).is_err(),
+            "the pins of the slots end there"
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! `irqfabric boot`: boots a stock Linux kernel, or with `--profile testdev` a bare-metal test image.
 //!
 //! The machine has no firmware, no PIC that the guest would need and no PIT: local APICs with the TSC-deadline timer,
-//! IOAPICs, a serial port, virtio disks by themselves or on a PCI bus, and hardware-reduced ACPI tables that say so.
+//! IOAPICs, a serial port, virtio disks by themselves or on a PCI bus, and hardware-reduced ACPI tables that say so. With
+//! `--pic` it has a PIC as well, and tables that say that.
 
 mod acpi;
 mod attach;
@@ -24,7 +25,7 @@ use attach::Attached;
 use disks::Disks;
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::msg::RequesterId;
-use options::{IrqchipKind, Profile};
+use options::{IrqchipKind, Legacy, Profile};
 use report::Report;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -34,12 +35,14 @@ use std::sync::Arc;
 /// Boots, runs to the end, and reports.
 pub fn main(args: &Args) -> Result<ExitCode, Error> {
     let apic_ids = args.apic_ids()?;
-    let disks = Disks::plan(&args.disk, &args.vfio, args.irqchip, apic_ids.len())?;
+    let disks = Disks::plan(&args.disk, &args.vfio, args.irqchip, args.legacy(), apic_ids.len())?;
     attach::check(&disks)?;
     let host = Host::open()?;
-    let irqchip = match args.irqchip {
-        IrqchipKind::Split => Irqchip::Split((0..disks.ioapics()).map(ioapic).collect()),
-        IrqchipKind::Kernel => Irqchip::Kernel,
+    let ioapics = || (0..disks.ioapics()).map(ioapic).collect();
+    let irqchip = match (args.irqchip, args.legacy()) {
+        (IrqchipKind::Split, Legacy::None) => Irqchip::Split(ioapics()),
+        (IrqchipKind::Split, Legacy::Pic) => Irqchip::SplitWithPic(ioapics()),
+        (IrqchipKind::Kernel, _) => Irqchip::Kernel,
     };
     let (memory, promotion, vtd) = (args.memory.0, args.promotion.into(), args.vtd()?);
     let config = Config { memory, apic_ids: apic_ids.clone(), irqchip, promotion, vtd };
@@ -47,7 +50,7 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
 
     let serial = Arc::new(SerialPort::new(machine.fabric().line(serial::COM1_GSI)?.source("serial")));
     machine.register_pio(serial::COM1, serial::PORTS, serial.clone())?;
-    if args.irqchip == IrqchipKind::Kernel {
+    if args.irqchip == IrqchipKind::Kernel && args.legacy() == Legacy::None {
         firmware::silence_pic(machine.vm())?;
     }
     let mut attached = Attached::default();
@@ -56,8 +59,8 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
             power::attach(&mut machine)?;
             attached = attach::attach(&disks, &mut machine)?;
             firmware::install_reset_vector(machine.memory())?;
-            let ioapics = acpi::ioapics(&machine);
-            let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &ioapics, disks: &disks, remapping: vtd };
+            let (legacy, ioapics) = (args.legacy(), acpi::ioapics(&machine));
+            let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &ioapics, disks: &disks, remapping: vtd, legacy };
             let rsdp = tables.write(machine.memory())?;
             linux::load(&machine, args, rsdp)?;
         }

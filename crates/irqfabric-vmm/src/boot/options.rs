@@ -52,6 +52,11 @@ pub struct Args {
     /// programs
     #[arg(long, value_enum, default_value_t = IntremapKind::None)]
     pub intremap: IntremapKind,
+    /// Adds a PIC, and the parts of ACPI that guests expect beside one: Linux uses it with `noapic`
+    ///
+    /// Disks have GSIs that the PIC has level inputs for.
+    #[arg(long)]
+    pub pic: bool,
     /// When a vector that is signalled by its eventfd gets an irqfd in KVM
     #[arg(long, value_enum, default_value_t = PromotionKind::OnDemand)]
     pub promotion: PromotionKind,
@@ -84,6 +89,11 @@ impl Args {
                 Err(Error::Options("--intremap vtd: KVM's own IOAPIC knows nothing of it; use --irqchip split".into()))
             }
         }
+    }
+
+    /// What `--pic` says.
+    pub fn legacy(&self) -> Legacy {
+        if self.pic { Legacy::Pic } else { Legacy::None }
     }
 
     /// The same options, as the test profile reads them.
@@ -125,6 +135,15 @@ pub enum IntremapKind {
     None,
     /// A VT-d unit, told of by a DMAR table
     Vtd,
+}
+
+/// What the machine has that a PC had before it had an IOAPIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Legacy {
+    /// Nothing: hardware-reduced ACPI.
+    None,
+    /// A PIC, and ACPI's fixed hardware.
+    Pic,
 }
 
 /// When vectors become hot: the fabric's policies by their names.

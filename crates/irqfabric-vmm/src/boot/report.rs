@@ -14,7 +14,7 @@
 //!
 //! There is an entry of `lines` for each source. `raised` counts its rises, pulses included; `delivered`, `refused` and
 //! `ended` are the messages and ended level interrupts of the IOAPIC pin that its line ends in, and so the same for all
-//! sources of a line. KVM's own IOAPIC keeps its counts to itself: under `--irqchip kernel`, `path` is KVM_IRQ_LINE and
+//! sources of a line. Under `--pic`, `delivered` counts what processors took from the PIC as well. KVM's own IOAPIC keeps its counts to itself: under `--irqchip kernel`, `path` is KVM_IRQ_LINE and
 //! `delivered` counts the rises of the line's sources. `commits` counts KVM_SET_GSI_ROUTING. `seconds` of exits is the time
 //! between KVM_RUN's return and the next entry. `blocked` messages are those that interrupt remapping did not let through.
 //!
@@ -238,9 +238,9 @@ fn vectors_of(NamedVectors { device, vectors }: &NamedVectors) -> impl Iterator<
 }
 
 fn sources(line: &LineStats, irqchip: IrqchipKind) -> impl Iterator<Item = Source> + '_ {
-    let LineStats { gsi, sources, pin } = line;
+    let LineStats { gsi, sources, pin, acknowledged } = line;
     let delivered = match irqchip {
-        IrqchipKind::Split => pin.delivered,
+        IrqchipKind::Split => pin.delivered + acknowledged,
         IrqchipKind::Kernel => sources.iter().map(|source| source.raised).sum(),
     };
     sources.iter().enumerate().map(move |(index, source)| Source {
@@ -305,7 +305,7 @@ mod tests {
     fn report(irqchip: IrqchipKind) -> Report {
         let source = |name: &str| SourceStats { name: name.into(), raised: u64::from(u32::MAX) };
         let pin = PinStats { delivered: u64::from(u32::MAX), refused: 1, ended: u64::from(u32::MAX) };
-        let lines = vec![LineStats { gsi: 383, sources: vec![source("disk0"), source("disk1")], pin }];
+        let lines = vec![LineStats { gsi: 383, sources: vec![source("disk0"), source("disk1")], pin, acknowledged: 0 }];
         let mut exits = Exits::default();
         exits.note(Exit::bare(ExitKind::IoapicEoi, 0x31), Duration::from_micros(1500));
         let stats = Stats { lines, commits: 7, brakes: u64::from(u32::MAX), ..Stats::default() };

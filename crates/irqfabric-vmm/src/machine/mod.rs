@@ -19,11 +19,13 @@ pub use vcpu::Crash;
 
 use crate::error::Error;
 use irqfabric::chip::ioapic::Ioapic;
+use irqfabric::chip::pic::Pic;
 use irqfabric::fabric::{Fabric, Promotion, Stats};
 use irqfabric::hv::{Calls, Counted, Kvm};
 use irqfabric::msg::DestinationFormat;
 use irqfabric::remap::ExtDest;
 use irqfabric::remap::vtd::{Faults, Vtd};
+use kick::Kicker;
 use kvm_bindings::{kvm_lapic_state, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::collections::HashSet;
@@ -65,6 +67,8 @@ pub struct Config {
 pub enum Irqchip {
     /// Local APICs in KVM, these IOAPICs in the fabric.
     Split(Vec<Ioapic>),
+    /// The same, and a PIC in the fabric.
+    SplitWithPic(Vec<Ioapic>),
     /// KVM's own IOAPIC of 24 pins and its PIC as well.
     Kernel,
 }
@@ -76,6 +80,7 @@ pub struct Machine {
     apic_ids: Vec<u32>,
     bus: IoManager,
     fabric: Fabric,
+    kicker: Arc<Kicker>,
     hypervisor: Arc<Counted<Kvm>>,
     vm: Arc<VmFd>,
     memory: GuestMemoryMmap,
@@ -126,11 +131,16 @@ impl Machine {
 
         let destinations = destination_format(config);
         let (kvm, ioapics) = match &config.irqchip {
-            Irqchip::Split(ioapics) => (Kvm::split(vm.clone()), ioapics.as_slice()),
+            Irqchip::Split(ioapics) | Irqchip::SplitWithPic(ioapics) => (Kvm::split(vm.clone()), ioapics.as_slice()),
             Irqchip::Kernel => (Kvm::full(vm.clone()), [].as_slice()),
         };
         let hypervisor = Arc::new(Counted::new(kvm));
+        let kicker = Arc::new(Kicker::default());
         let mut builder = Fabric::builder(hypervisor.clone()).memory(memory.clone()).promotion(config.promotion);
+        if matches!(config.irqchip, Irqchip::SplitWithPic(_)) {
+            let kicker = kicker.clone();
+            builder = builder.pic(Pic::default()).kick(move |apic_id| kicker.kick(apic_id));
+        }
         if destinations == DestinationFormat::Fifteen {
             builder = builder.remapper(ExtDest);
         }
@@ -150,7 +160,7 @@ impl Machine {
         });
         let vcpus = vcpus.collect::<Result<_, Error>>()?;
         let (apic_ids, stop) = (config.apic_ids.clone(), StopSwitch::default());
-        Ok(Self { vcpus, apic_ids, bus: IoManager::new(), fabric, hypervisor, vm, memory, stop })
+        Ok(Self { vcpus, apic_ids, bus: IoManager::new(), fabric, kicker, hypervisor, vm, memory, stop })
     }
 
     /// The interrupt fabric: lines and vectors for devices, counts for reports.
@@ -208,14 +218,14 @@ impl Machine {
     /// Starts one thread a vCPU. If one cannot be had, those that run already are stopped and joined.
     pub fn start(self) -> Result<Running, Error> {
         kick::install()?;
-        let Self { vcpus, apic_ids, bus, fabric, hypervisor, vm: _, memory: _, stop } = self;
+        let Self { vcpus, apic_ids, bus, fabric, kicker, hypervisor, vm: _, memory: _, stop } = self;
         let bus = Arc::new(bus);
         let started = Instant::now();
         let threads = Vec::with_capacity(vcpus.len());
         let mut running = Running { threads, stop, _bus: bus.clone(), fabric, hypervisor, started };
         for (vcpu, apic_id) in vcpus.into_iter().zip(apic_ids) {
-            let context =
-                vcpu::Context { apic_id, bus: bus.clone(), fabric: running.fabric.clone(), stop: running.stop.clone() };
+            let (fabric, stop) = (running.fabric.clone(), running.stop.clone());
+            let context = vcpu::Context { apic_id, bus: bus.clone(), fabric, kicker: kicker.clone(), stop };
             let thread = std::thread::Builder::new().name(format!("vcpu {apic_id}"));
             let thread = thread
                 .spawn(move || vcpu::run(vcpu, &context))

@@ -169,6 +169,11 @@ impl Report {
         totals(&self.sources)
     }
 
+    /// What processors took from the PIC.
+    pub fn by_pic(&self) -> u64 {
+        self.fabric.lines.iter().map(|line| line.acknowledged).sum()
+    }
+
     /// All of it as one JSON object.
     pub fn json(&self) -> String {
         serde_json::to_string_pretty(self).expect("numbers, strings and lists of them are JSON")
@@ -270,6 +275,9 @@ impl fmt::Display for Report {
         writeln!(f)?;
         self.write_calls(f)?;
         self.write_eventfds(f)?;
+        if self.by_pic() > 0 {
+            writeln!(f, "{:<14} {} interrupts, then the guest switched to the IOAPIC", "PIC", grouped(self.by_pic()))?;
+        }
         let Done { moves, masks, kept } = self.done;
         writeln!(f, "{:<14} {moves} moves to another vCPU, {masks} masks", "guest")?;
         writeln!(f, "{:<14} {kept} unmasks, moves' included, found something waiting", "")?;

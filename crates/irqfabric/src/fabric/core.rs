@@ -1,6 +1,7 @@
 //! Where messages are translated and delivered: one place for pins and vectors alike.
 
 use super::dispatcher::Dispatcher;
+use super::pic::PicPort;
 use super::promotion::{HotVectors, Promotion};
 use super::translation::Translation;
 use super::vector::Vector;
@@ -22,6 +23,8 @@ pub(crate) struct Core {
     /// Whose cached translation came from where. A leaf.
     pub(crate) cookies: CookieIndex,
     pub(crate) table: Arc<GsiTable>,
+    /// Where external interrupts come from, if there is such a chip.
+    pub(crate) pic: Option<Arc<PicPort>>,
     pub(crate) promotion: Promotion,
     /// Whether there can be hot vectors at all: there are GSIs for them, and the hypervisor has not said that it cannot.
     pub(crate) promotes: AtomicBool,
@@ -155,6 +158,17 @@ impl Core {
             self.host_error(&error);
             Acceptance::Refused
         })
+    }
+
+    /// A pin's message asks for the PIC's vector: it waits for its processor. Without a PIC there is nobody to ask. No system
+    /// call; whoever holds no lock any more [rings](PicPort::ring).
+    #[cold]
+    pub(crate) fn external(&self, interrupt: &Interrupt) -> Acceptance {
+        let acceptance = self.pic.as_ref().map_or(Acceptance::Refused, |pic| pic.message(interrupt));
+        if acceptance == Acceptance::Refused {
+            Counters::count(&self.counters.dropped);
+        }
+        acceptance
     }
 
     /// Returns whether the edit `since` is in force.

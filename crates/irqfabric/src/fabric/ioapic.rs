@@ -28,7 +28,7 @@ use super::report::PinStats;
 use super::translation::Translating;
 use crate::chip::ioapic::{Ioapic, PinSet, Written};
 use crate::line::{Level, Pin};
-use crate::msg::{Acceptance, Interrupt, Trigger};
+use crate::msg::{Acceptance, DeliveryMode, Interrupt, Trigger};
 use crate::remap::{Entries, Target, Translation};
 use crate::sync::{Mutex, MutexGuard};
 use std::sync::Arc;
@@ -286,7 +286,10 @@ impl IoapicPort {
             };
             match park {
                 Park::Ready => {
-                    let acceptance = self.core.deliver(&interrupt);
+                    let acceptance = match interrupt.delivery_mode {
+                        DeliveryMode::ExtInt => self.core.external(&interrupt),
+                        _ => self.core.deliver(&interrupt),
+                    };
                     return session.state.delivered(pin, acceptance);
                 }
                 Park::Elsewhere => return,

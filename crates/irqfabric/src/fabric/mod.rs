@@ -1,10 +1,11 @@
 //! The fabric: the parts put together for one virtual machine.
 //!
-//! Three faces that do not mix. A *device* holds [`LineSource`](crate::line::LineSource)s and [`MsiVector`]s. The *guest* comes
-//! in through the VMM's exit handlers: [`Fabric::mmio_read`] and [`Fabric::mmio_write`], [`MsiVectors::program`], and
-//! [`Fabric::end_of_interrupt`]. The VMM sets up with a [`FabricBuilder`].
+//! Faces that do not mix. A *device* holds [`LineSource`](crate::line::LineSource)s and [`MsiVector`]s. The *guest* comes
+//! in through the VMM's exit handlers: [`Fabric::mmio_read`] and [`Fabric::mmio_write`], their like for ports,
+//! [`MsiVectors::program`], and [`Fabric::end_of_interrupt`]. A *vCPU's thread* calls [`Fabric::before_run`] where there is a
+//! PIC. The VMM sets up with a [`FabricBuilder`].
 //!
-//! Locks are taken in one order: line → translation (shared) → chip or vector → GSI table. A chip's and a vector's lock
+//! Locks are taken in one order: line → translation (shared) → chip or vector → GSI table. The PIC's is a leaf. A chip's and a vector's lock
 //! is held across the one system call that delivers, which is what makes "nothing stale" true; none but the line's is
 //! held across a table commit.
 //!
@@ -17,6 +18,8 @@
 //! The dispatcher is one thread. It waits for eventfds (of cold vectors, of triggers, of the ends that a hypervisor's own chips
 //! report) and for deadlines (promotion, the storm brake, a commit that failed); nothing else in the fabric has a timer.
 
+#[cfg(feature = "vm-device")]
+mod bus;
 mod core;
 #[cfg(not(loom))]
 mod dispatcher;
@@ -27,6 +30,7 @@ mod ioapic;
 #[cfg(all(test, loom))]
 mod model;
 mod msi;
+mod pic;
 mod promotion;
 mod report;
 mod resample;
@@ -36,14 +40,16 @@ mod vector;
 mod vtd;
 
 pub use msi::{MsiVector, MsiVectors, Program, VectorIndexError, VectorState};
+pub use pic::{PendingExternal, PicSnapshot};
 pub use promotion::Promotion;
 pub use report::{LineStats, PinStats, Stats, VectorStats};
 pub use resample::{LineEventfds, LineEventfdsError};
 pub use routes::{OpaqueRoute, RouteError};
 
 use crate::chip::ioapic::{Ioapic, IoapicState, WINDOW_SIZE, Written};
-use crate::hv::{Ends, HvError, Hypervisor, OpaqueTarget};
-use crate::line::{EdgeSource, Line, Pin};
+use crate::chip::pic::{self as pic_chip, Pic};
+use crate::hv::{Ends, HvError, Hypervisor, OpaqueTarget, Vcpu};
+use crate::line::{Acknowledged, EdgeSource, Line, Pin};
 use crate::memory::Memory;
 use crate::msg::RequesterId;
 use crate::remap::vtd::{Faults, FaultsState, Vtd, VtdState, WINDOW_SIZE as VTD_WINDOW_SIZE};
@@ -52,6 +58,7 @@ use crate::route::{Cost, GsiTable};
 use crate::sync::Mutex;
 use core::{CookieIndex, Core, Counters};
 use ioapic::{IoapicPin, IoapicPort};
+use pic::{InputSet, Kick, PicPort};
 use resample::ForeignResampler;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -121,6 +128,8 @@ struct PlacedIoapic {
 pub struct FabricBuilder {
     hypervisor: Box<dyn Hypervisor>,
     ioapics: Vec<(u64, Ioapic)>,
+    pic: Option<(Pic, Vec<PendingExternal>)>,
+    kick: Option<Kick>,
     memory: Option<Arc<dyn Memory>>,
     remapping: Remapping,
     promotion: Promotion,
@@ -170,6 +179,12 @@ pub enum BuildError {
     /// A VT-d unit without the memory that its tables are in.
     #[error("a VT-d unit needs the guest's memory: FabricBuilder::memory")]
     NoMemory,
+    /// A PIC, and nobody who gets a vCPU out of the guest for it.
+    #[error("a PIC needs a kick: its interrupts are taken by a vCPU that is out of the guest")]
+    NoKick,
+    /// A PIC of ours beside the hypervisor's own.
+    #[error("the hypervisor has a PIC of its own; use the split irqchip")]
+    OtherPic,
 }
 
 impl Fabric {
@@ -178,6 +193,8 @@ impl Fabric {
         FabricBuilder {
             hypervisor: Box::new(hypervisor),
             ioapics: Vec::new(),
+            pic: None,
+            kick: None,
             memory: None,
             remapping: Remapping::Remapper(Box::new(Untranslated)),
             promotion: Promotion::default(),
@@ -254,12 +271,37 @@ impl Fabric {
                 Written::Entry { pin, ended: true } => self.0.line_of(ioapic, pin).end_of_interrupt(|_| true),
                 Written::Entry { .. } | Written::Nothing => {}
             }
+            self.0.ring();
         } else if let Some((vtd, offset)) = self.0.vtd_at(address) {
             vtd.write(offset, data, &self.0);
+            self.0.ring();
         } else {
             return false;
         }
         true
+    }
+
+    /// The guest reads from a port. Returns whether it is one of ours; if not, `data` is left alone.
+    pub fn pio_read(&self, port: u16, data: &mut [u8]) -> bool {
+        let found = self.0.pic_at(port);
+        if let Some(pic) = found {
+            // A poll takes an interrupt.
+            pic.read(port, data);
+            pic.ring();
+        }
+        found.is_some()
+    }
+
+    /// The guest writes to a port. Returns whether it is one of ours. No system call but the kick that may follow.
+    pub fn pio_write(&self, port: u16, data: &[u8]) -> bool {
+        let found = self.0.pic_at(port);
+        if let Some(pic) = found {
+            let acknowledged = self.0.lower_resampling(pic.ending(port, data));
+            pic.write(port, data);
+            pic.ring();
+            acknowledged.iter().for_each(|acknowledged| acknowledged());
+        }
+        found.is_some()
     }
 
     /// A vCPU has ended `vector`: what its loop calls at KVM_EXIT_IOAPIC_EOI, on the vCPU's own thread and before the vCPU
@@ -284,6 +326,27 @@ impl Fabric {
         self.0.invalidate(entries);
     }
 
+    // A vCPU's thread.
+
+    /// A vCPU is about to enter the guest: what its loop calls before each KVM_RUN, on the vCPU's own thread, where there is a
+    /// PIC. This is where the PIC is acknowledged, for a vCPU that takes the vector at once. One that cannot yet leaves the
+    /// guest when it can (KVM_EXIT_IRQ_WINDOW_OPEN), which the loop answers by going round.
+    ///
+    /// The loop clears `kvm_run.immediate_exit` before the call, not after it: a kick that comes meanwhile must not be
+    /// forgotten.
+    ///
+    /// One load while nobody has anything to take; nothing without a PIC.
+    pub fn before_run(&self, vcpu: &mut (impl Vcpu + ?Sized)) -> Result<(), HvError> {
+        if let Some(pic) = &self.0.core.pic {
+            let ended = pic.before_run(vcpu)?;
+            if !ended.is_empty() {
+                // Automatic end of interrupt.
+                self.0.lower_resampling(ended).iter().for_each(|acknowledged| acknowledged());
+            }
+        }
+        Ok(())
+    }
+
     // The VMM.
 
     /// Adds an entry of the VMM's own to the hypervisor's table, on a GSI of its own, by one commit. It is there until
@@ -295,6 +358,14 @@ impl Fabric {
     /// The IOAPICs in the order in which they were added: where the guest finds each, its first GSI and its state.
     pub fn ioapics(&self) -> impl Iterator<Item = (u64, u32, IoapicState)> + '_ {
         self.0.ioapics.iter().map(|ioapic| (ioapic.address, ioapic.first_gsi, ioapic.port.save()))
+    }
+
+    /// The PIC's state, and what is on its way from it: for [`FabricBuilder::restore_pic`]. `None` if there is none.
+    ///
+    /// Not in it is a vector that was given to a vCPU: the VMM saves its vCPUs after [`before_run`](Self::before_run) and one
+    /// more entry each.
+    pub fn pic(&self) -> Option<PicSnapshot> {
+        self.0.core.pic.as_ref().map(|pic| pic.save())
     }
 
     /// The VT-d unit, if there is one: where the guest finds it, its registers and its faults. Stop the vCPUs first; this waits
@@ -312,7 +383,8 @@ impl Fabric {
         let lines = (0..).zip(&self.0.lines).filter_map(|(gsi, line)| {
             let sources = line.stats();
             let pin = self.0.pin_stats(gsi);
-            (!sources.is_empty()).then_some(LineStats { gsi, sources, pin })
+            let acknowledged = self.0.core.pic.as_ref().map_or(0, |pic| pic.acknowledged(gsi));
+            (!sources.is_empty()).then_some(LineStats { gsi, sources, pin, acknowledged })
         });
         Stats {
             lines: lines.collect(),
@@ -342,6 +414,31 @@ impl FabricBuilder {
     /// Adds an IOAPIC at a guest-physical address of the VMM's choice.
     pub fn ioapic_at(mut self, address: u64, ioapic: Ioapic) -> Self {
         self.ioapics.push((address, ioapic));
+        self
+    }
+
+    /// Adds a PIC: GSIs 0 to 15 but 2 are its inputs as well as pins of the first IOAPIC. Its INTR ends at LINT0 of the boot
+    /// processor, which is that of APIC id 0. It takes a [kick](Self::kick), and [`Fabric::before_run`] in each vCPU's loop.
+    pub fn pic(mut self, pic: Pic) -> Self {
+        self.pic = Some((pic, Vec::new()));
+        self
+    }
+
+    /// The PIC of a machine that was saved, instead of [`pic`](Self::pic).
+    pub fn restore_pic(mut self, saved: &PicSnapshot) -> Self {
+        self.pic = Some((Pic::restore(&saved.chip), saved.pending.clone()));
+        self
+    }
+
+    /// How to fetch a vCPU out of the guest, by its APIC id; [`EVERY_VCPU`](crate::hv::EVERY_VCPU) stands for all of them. Called from any thread,
+    /// with no lock of the fabric's held, and at the vCPU's expense: about once for each interrupt of the PIC's.
+    ///
+    /// What it must guarantee: after it was called, the vCPU's thread calls [`Fabric::before_run`] before it is in the guest
+    /// again, or, if it is in the guest or in HLT, leaves it and does so. A signal alone is lost when it comes between
+    /// `before_run` and KVM_RUN; one whose handler sets `kvm_run.immediate_exit` is not (Linux
+    /// `Documentation/virt/kvm/api.rst`). For an id that no vCPU has, or on the vCPU's own thread, it does nothing.
+    pub fn kick(mut self, kick: impl Fn(u32) + Send + Sync + 'static) -> Self {
+        self.kick = Some(Box::new(kick));
         self
     }
 
@@ -375,7 +472,7 @@ impl FabricBuilder {
 
     /// Sets the virtual machine up, before its first vCPU is made: on KVM this enables the split irqchip.
     pub fn build(self) -> Result<Fabric, BuildError> {
-        let Self { hypervisor, ioapics, memory, remapping, promotion } = self;
+        let Self { hypervisor, ioapics, pic, kick, memory, remapping, promotion } = self;
         let mut windows: Vec<_> = ioapics.iter().map(|(address, _)| (*address, WINDOW_SIZE)).collect();
         if let Remapping::Vtd(address, _) = remapping {
             windows.push((address, VTD_WINDOW_SIZE));
@@ -395,6 +492,12 @@ impl FabricBuilder {
         let pins: usize = ioapics.iter().map(|(_, chip)| chip.pins()).sum();
         let capacity = hypervisor.start(u32::try_from(pins).unwrap_or(u32::MAX))?;
         let foreign = hypervisor.pins();
+        let pic = match (pic, kick) {
+            (Some(_), _) if !foreign.is_empty() => return Err(BuildError::OtherPic),
+            (Some(_), None) => return Err(BuildError::NoKick),
+            (Some((chip, pending)), Some(kick)) => Some(Arc::new(PicPort::new(chip, pending, kick))),
+            (None, _) => None,
+        };
         let translation = Translation::new(remapper);
         let cookies = if translation.is_fixed() { CookieIndex::unused() } else { CookieIndex::new() };
         let core = Arc::new(Core {
@@ -403,6 +506,7 @@ impl FabricBuilder {
             translation,
             cookies,
             table: Arc::new(GsiTable::new((foreign.len() + pins) as u32, capacity.gsis)),
+            pic,
             promotion,
             promotes: AtomicBool::new(((foreign.len() + pins) as u32) < capacity.gsis),
             hot: Mutex::default(),
@@ -426,10 +530,13 @@ impl FabricBuilder {
             let port = Arc::new(IoapicPort::new(core.clone(), first_gsi, chip));
             restored = restored.max(port.park_restored());
             lines.extend((0..count).map(|pin| {
-                let pin: Arc<dyn Pin> = Arc::new(IoapicPin { port: port.clone(), pin });
-                Line::to_pins([pin].into())
+                let ioapic: Arc<dyn Pin> = Arc::new(IoapicPin { port: port.clone(), pin });
+                core.line(first_gsi + u32::from(pin), Some(ioapic))
             }));
             placed.push(PlacedIoapic { address, first_gsi, port });
+        }
+        if core.pic.is_some() {
+            lines.extend((lines.len() as u32..pic_chip::INPUTS.into()).map(|gsi| core.line(gsi, None)));
         }
         if let Some(since) = restored {
             core.table.publish(since, &*core.hypervisor)?;
@@ -444,6 +551,22 @@ impl FabricBuilder {
 }
 
 impl Inner {
+    fn pic_at(&self, port: u16) -> Option<&PicPort> {
+        self.core.pic.as_deref().filter(|_| pic_chip::PORTS.contains(&port))
+    }
+
+    /// The interrupts of these inputs are about to be ended. The answer is whom to tell when they are.
+    fn lower_resampling(&self, inputs: InputSet) -> Vec<Acknowledged> {
+        inputs.iter().filter_map(|input| self.lines.get(usize::from(input))).flat_map(Line::lower_resampling).collect()
+    }
+
+    /// Kicks whom what was done concerns. No lock is held.
+    fn ring(&self) {
+        if let Some(pic) = &self.core.pic {
+            pic.ring();
+        }
+    }
+
     fn ioapic_at(&self, address: u64) -> Option<(&PlacedIoapic, u64)> {
         self.ioapics.iter().find_map(|ioapic| {
             let offset = address.checked_sub(ioapic.address)?;

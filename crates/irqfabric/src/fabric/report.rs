@@ -34,6 +34,8 @@ pub struct LineStats {
     pub sources: Vec<SourceStats>,
     /// The pin that the line ends in.
     pub pin: PinStats,
+    /// How often a processor acknowledged the PIC's input that the line ends in.
+    pub acknowledged: u64,
 }
 
 /// Counts of a whole fabric, at one moment each.

@@ -3,6 +3,8 @@
 //! Linux `Documentation/virt/kvm/api.rst`: KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_SIGNAL_MSI,
 //! KVM_SET_GSI_ROUTING, KVM_CREATE_IRQCHIP, KVM_IRQ_LINE.
 
+mod vcpu;
+
 use super::{Capacity, Ends, HvError, Hypervisor, OpaqueTarget, Route, Target};
 use crate::line::{Level, Pin};
 use crate::msg::{Acceptance, Interrupt};

@@ -8,12 +8,14 @@ mod counted;
 mod kvm;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod vcpu;
 
 pub use counted::{Calls, Counted};
 #[cfg(feature = "kvm")]
 pub use kvm::Kvm;
 #[cfg(feature = "sim")]
 pub use sim::Sim;
+pub use vcpu::{EVERY_VCPU, External, InterruptWindow, Takes, Vcpu};
 
 use crate::line::Pin;
 use crate::msg::{Acceptance, Interrupt};
