@@ -223,14 +223,6 @@ fn silent(reason: Reason, index: u16) -> Refused {
     Fault { reason, index, requester: DEVICE, processing: FaultProcessing::Disabled }.into()
 }
 
-fn translation(interrupt: Interrupt, cookie: Option<Cookie>) -> Translation {
-    Translation { interrupt, cookie }
-}
-
-fn interrupt(translation: &Translation) -> Interrupt {
-    translation.interrupt
-}
-
 fn cookies(first: u32, last: u32) -> Entries {
     Entries::Range(Cookie(first)..=Cookie(last))
 }

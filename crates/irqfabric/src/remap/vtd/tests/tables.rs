@@ -15,7 +15,7 @@ fn a_message_becomes_what_its_entry_says() {
         trigger: Trigger::Level,
         ..entry_interrupt()
     };
-    assert_eq!(unit.translate(&request(9)), Ok(translation(interrupt, Some(Cookie(9)))));
+    assert_eq!(unit.translate(&request(9)), Ok(Translation { interrupt, cookie: Some(Cookie(9)) }));
 }
 
 #[test]
@@ -23,7 +23,7 @@ fn while_remapping_is_off_a_message_says_itself_what_it_asks_for() {
     let unit = Unit::new();
     let message = Message { address: 0xfee0_5010, data: 0x42, requester: DEVICE };
     let interrupt = Interrupt { destination: 5, vector: 0x42, ..Interrupt::default() };
-    assert_eq!(unit.translate(&message), Ok(translation(interrupt, None)));
+    assert_eq!(unit.translate(&message), Ok(Translation { interrupt, cookie: None }));
     let reserved = Message { data: 0x342, ..message };
     assert_eq!(unit.translate(&reserved), Err(NotAnInterrupt::ReservedDeliveryMode(3).into()));
 }
@@ -43,7 +43,7 @@ fn a_32_bit_destination_needs_extended_interrupt_mode() {
     let entry = ENTRY & !(0xffff_ffff << 32) | 0x8765_4321 << 32;
     let extended = Unit::enabled(TABLE | EIME | TABLE_SIZE);
     extended.put(0, entry);
-    assert_eq!(interrupt(&extended.translate(&request(0)).unwrap()).destination, 0x8765_4321);
+    assert_eq!(extended.translate(&request(0)).unwrap().interrupt.destination, 0x8765_4321);
     let xapic = Unit::xapic();
     for bit in (32..40).chain(48..64) {
         xapic.put(0, ENTRY | 1 << bit);
@@ -66,7 +66,7 @@ fn the_index_is_the_handle_and_the_subhandle_if_there_is_one() {
     ] {
         unit.put(index, ENTRY);
         let cookie = Some(Cookie(index as u32));
-        assert_eq!(unit.translate(&message), Ok(translation(entry_interrupt(), cookie)));
+        assert_eq!(unit.translate(&message), Ok(Translation { interrupt: entry_interrupt(), cookie }));
         unit.put(index, 0);
     }
     for message in [request(0xffff), with_subhandle(0x8000, 0x7fff), with_subhandle(0xffff, 0)] {
@@ -149,8 +149,11 @@ fn fault_25_compatibility_format_unless_it_is_enabled_and_destinations_have_8_bi
         let mut unit = Unit::enabled(TABLE | eime | TABLE_SIZE);
         unit.write32(GCMD, IRE | command);
         unit.perform();
-        let expected =
-            if passes { Ok(translation(interrupt, None)) } else { Err(fault(Reason::CompatibilityFormat, 0)) };
+        let expected = if passes {
+            Ok(Translation { interrupt, cookie: None })
+        } else {
+            Err(fault(Reason::CompatibilityFormat, 0))
+        };
         assert_eq!(unit.translate(&message), expected);
     }
 }
@@ -190,7 +193,7 @@ fn an_entry_that_becomes_present_without_an_invalidation_works_at_the_next_inter
     let mut unit = Unit::xapic();
     assert_eq!(unit.fire(&request(8)), Some(fault_event()));
     unit.put(8, ENTRY);
-    assert_eq!(unit.translate(&request(8)), Ok(translation(entry_interrupt(), Some(Cookie(8)))));
+    assert_eq!(unit.translate(&request(8)).map(|found| found.interrupt), Ok(entry_interrupt()));
     unit.put(8, 0);
     assert_eq!(unit.translate(&request(8)), Err(fault(Reason::NotPresent, 8)));
 }
@@ -206,18 +209,15 @@ fn a_refusal_carries_the_fault_reason() {
 /// The same as numbers.
 fn outcome(result: Result<Translation, Refused>) -> Outcome {
     match result {
-        Ok(translation) => {
-            let interrupt = interrupt(&translation);
-            Outcome::Interrupt {
-                destination: interrupt.destination,
-                logical: interrupt.destination_mode == DestinationMode::Logical,
-                any: interrupt.redirection_hint == RedirectionHint::Any,
-                mode: interrupt.delivery_mode as u8,
-                level: interrupt.trigger == Trigger::Level,
-                vector: interrupt.vector,
-                cookie: translation.cookie.map(|Cookie(index)| index),
-            }
-        }
+        Ok(Translation { interrupt, cookie }) => Outcome::Interrupt {
+            destination: interrupt.destination,
+            logical: interrupt.destination_mode == DestinationMode::Logical,
+            any: interrupt.redirection_hint == RedirectionHint::Any,
+            mode: interrupt.delivery_mode as u8,
+            level: interrupt.trigger == Trigger::Level,
+            vector: interrupt.vector,
+            cookie: cookie.map(|Cookie(index)| index),
+        },
         Err(Refused::NotAnInterrupt(NotAnInterrupt::Memory(_))) => Outcome::Memory,
         Err(Refused::NotAnInterrupt(NotAnInterrupt::ReservedDeliveryMode(_))) => Outcome::Dropped,
         Err(Refused::Fault(Fault { reason, index, requester: _, processing })) => {
