@@ -8,7 +8,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use irqfabric::memory::{Memory, OutsideMemory};
 use irqfabric::msg::{DestinationMode, Interrupt, Message, NotAnInterrupt, RedirectionHint, RequesterId, Trigger};
 use irqfabric::remap::vtd::{Effect, Fault, FaultProcessing, Faults, Refused, Tables, Vtd, WINDOW_SIZE};
-use irqfabric::remap::{Cookie, Entries, Translation};
+use irqfabric::remap::{Cookie, Entries, Target, Translation};
 use oracle::Outcome;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -514,7 +514,10 @@ fn covers(entries: &Entries, descriptor: u128) -> bool {
 }
 
 fn interrupt(translation: &Translation) -> Interrupt {
-    translation.interrupt
+    match translation.target {
+        Target::Interrupt(interrupt) => interrupt,
+        Target::Event(event) => panic!("{event:?} of a table that has no events"),
+    }
 }
 
 /// The same as numbers.

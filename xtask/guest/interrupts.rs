@@ -11,7 +11,7 @@ pub struct Row {
     pub counts: Vec<u64>,
     /// `IO-APIC`, `PCI-MSIX-0000:00:01.0`, `XT-PIC`…
     pub chip: String,
-    /// The pin within the chip, and the flow: `4-edge`, `24-fasteoi`.
+    /// The pin within the chip, and the flow: `4-edge`, `24-fasteoi`. None on the PIC, whose input is the number.
     pub pin: String,
     /// What the drivers called it: `ttyS0`, `virtio0`; several separated by commas when shared.
     pub action: String,
@@ -29,6 +29,9 @@ pub fn parse(text: &str) -> Vec<Row> {
     text.lines().filter_map(|line| row(line, cpus)).collect()
 }
 
+/// `arch/x86/kernel/i8259.c`: a chip without an interrupt domain, so Linux prints no pin.
+const PIC: &str = "XT-PIC";
+
 fn row(line: &str, cpus: usize) -> Option<Row> {
     let (irq, rest) = line.split_once(':')?;
     let irq = irq.trim().parse().ok()?;
@@ -38,7 +41,7 @@ fn row(line: &str, cpus: usize) -> Option<Row> {
         return None;
     }
     let chip = words.next()?.to_owned();
-    let pin = words.next().unwrap_or_default().to_owned();
+    let pin = if chip == PIC { String::new() } else { words.next().unwrap_or_default().to_owned() };
     let action = words.collect::<Vec<_>>().join(" ");
     Some(Row { irq, counts, chip, pin, action })
 }
@@ -59,5 +62,11 @@ mod tests {
         assert_eq!((rows[0].irq, &rows[0].counts[..], rows[0].pin.as_str()), (4, &[100, 2][..], "4-edge"));
         assert!(rows[1].has_action("virtio7") && !rows[1].has_action("virtio"));
         assert_eq!(rows[1].counts, [0, 33]);
+    }
+
+    #[test]
+    fn a_line_of_the_pic_has_no_pin() {
+        let rows = parse("           CPU0       \n  4:         27    XT-PIC      ttyS0\n");
+        assert_eq!((rows[0].pin.as_str(), rows[0].action.as_str()), ("", "ttyS0"));
     }
 }

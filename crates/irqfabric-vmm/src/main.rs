@@ -15,6 +15,10 @@ mod testdev;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Interrupts for virtual machines: a reference VMM.
 ///
@@ -40,8 +44,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // What the fabric could not do on this host. The `log` records of other crates stay out: guests can cause some.
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::WARN).init();
+    if let Err(error) = log() {
+        eprintln!("irqfabric: RUST_LOG: {error}");
+        return ExitCode::from(2);
+    }
     let outcome = match &cli.command {
         None => run::main(&cli.run),
         Some(Command::Run(args)) => run::main(args),
@@ -52,4 +58,16 @@ fn main() -> ExitCode {
         eprintln!("irqfabric: {error}");
         ExitCode::from(2)
     })
+}
+
+/// What the fabric could not do on this host, and what RUST_LOG asks for: `irqfabric::exits=trace` has every exit of a
+/// vCPU. The `log` records of other crates stay out: guests can cause some.
+fn log() -> Result<(), ParseError> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(text) => text.parse()?,
+        Err(_) => Targets::new().with_default(LevelFilter::WARN),
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+    Ok(())
 }

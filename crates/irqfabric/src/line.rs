@@ -5,10 +5,20 @@
 //! programs the pin active high or active low, as in KVM (Linux commit 100943c54e09) and QEMU.
 //!
 //! A source speaks for itself only. Dropping it lowers what it raised, and nothing else.
+//!
+//! **Resampling.** A device that cannot tell when it was served, or that must not look before (VFIO masks the interrupt of
+//! a device it does not know), takes a [resampling source](Line::resampling_source), with the semantics of KVM's
+//! resampler: raising it holds the wire high, the guest's end of interrupt lowers it and then tells the device, and a
+//! device that still needs service raises it again. Any number of both kinds of source share a wire.
+
+mod device;
+
+pub use device::{EdgeInterrupt, EdgeSource, LevelInterrupt};
 
 use crate::sync::Mutex;
 use std::fmt;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Weak};
 
 /// The level of a wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -85,22 +95,43 @@ pub struct SourceStats {
 
 struct Wire {
     pins: Box<[Arc<dyn Pin>]>,
+    /// Who raises the pins for the resampling sources, if not we.
+    resampler: Option<Box<dyn Resampler>>,
+    /// What follows when the pins may have been driven and the lock is free again: other callbacks.
+    then: Option<Arc<dyn Fn() + Send + Sync>>,
     state: Mutex<State>,
+}
+
+/// For a wire into chips that are not ours, where an interrupt ends before we hear of it: a hypervisor's own resampler.
+///
+/// It raises the wire for the resampling sources, lowers it at the end of an interrupt, and has
+/// [`Line::acknowledge`] called after that.
+pub(crate) trait Resampler: Send + Sync {
+    /// `line` gets a resampling source. Called before each, with no lock held.
+    fn start(&self, line: &Line) -> io::Result<()>;
+
+    /// A resampling source rises. Called with the wire's lock held.
+    fn raise(&self);
 }
 
 #[derive(Default)]
 struct State {
-    /// How many slots are raised: the wire is high while this is not zero.
-    raised: usize,
+    // How many slots are raised: the wire is high while one of these is not zero.
+    plain: usize,
+    resampling: usize,
     slots: Vec<Slot>,
 }
 
 struct Slot {
     stats: SourceStats,
     raised: bool,
+    /// Called after the end of an interrupt has lowered the source: it is a resampling one.
+    acknowledged: Option<Acknowledged>,
     /// Its source was dropped: the next source takes the place.
     free: bool,
 }
+
+pub(crate) type Acknowledged = Arc<dyn Fn() + Send + Sync>;
 
 impl Line {
     /// A wire that ends in `pins`. [`Fabric::line`](crate::fabric::Fabric::line) gives those of a machine.
@@ -109,12 +140,66 @@ impl Line {
     }
 
     pub(crate) fn to_pins(pins: Box<[Arc<dyn Pin>]>) -> Self {
-        Self(Arc::new(Wire { pins, state: Mutex::default() }))
+        Self::with_callback(pins, None)
+    }
+
+    /// A wire of a machine where driving a pin may call somebody back: `then` does so, with no lock held.
+    pub(crate) fn with_callback(pins: Box<[Arc<dyn Pin>]>, then: Option<Arc<dyn Fn() + Send + Sync>>) -> Self {
+        Self(Arc::new(Wire { pins, resampler: None, then, state: Mutex::default() }))
+    }
+
+    pub(crate) fn to_foreign_pin(pin: Arc<dyn Pin>, resampler: impl Resampler + 'static) -> Self {
+        Self(Arc::new(Wire {
+            pins: [pin].into(),
+            resampler: Some(Box::new(resampler)),
+            then: None,
+            state: Mutex::default(),
+        }))
     }
 
     /// A new source on this wire, lowered. The name is for reports only.
     pub fn source(&self, name: impl Into<String>) -> LineSource {
-        let new = Slot { stats: SourceStats { name: name.into(), raised: 0 }, raised: false, free: false };
+        self.add(name.into(), None)
+    }
+
+    /// A new source that the end of an interrupt lowers: then, if it was raised, `acknowledged` is called, once, with no lock held
+    /// and on the thread that ended the interrupt, mostly a vCPU's. A device that still needs service raises it again,
+    /// there or later.
+    ///
+    /// A source that is not raised is not told. A hypervisor's own chips tell all sources of the line at each end, raised or
+    /// not, and may do so a moment late; so a device must bear being told when there was nothing to tell, which costs it
+    /// a look at its own state. A call that is under way when the source is dropped is finished.
+    ///
+    /// A pin that the guest has programmed edge-triggered knows no end: there the source stays raised until its device lowers it.
+    ///
+    /// Fails only for lines into a hypervisor's own chips: for want of descriptors, or of the capability.
+    ///
+    /// ```
+    /// # use irqfabric::{chip::ioapic::Ioapic, fabric::Fabric, hv::Sim};
+    /// use std::sync::{Arc, atomic::{AtomicBool, Ordering::Relaxed}};
+    ///
+    /// # let fabric = Fabric::builder(Sim::new(1)).ioapic(Ioapic::default()).build()?;
+    /// let served = Arc::new(AtomicBool::new(false));
+    /// let source = fabric.line(10)?.resampling_source("disk", {
+    ///     let served = served.clone();
+    ///     move || served.store(true, Relaxed)
+    /// })?;
+    /// source.raise();
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn resampling_source(
+        &self,
+        name: impl Into<String>,
+        acknowledged: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<LineSource> {
+        if let Some(resampler) = &self.0.resampler {
+            resampler.start(self)?;
+        }
+        Ok(self.add(name.into(), Some(Arc::new(acknowledged))))
+    }
+
+    fn add(&self, name: String, acknowledged: Option<Acknowledged>) -> LineSource {
+        let new = Slot { stats: SourceStats { name, raised: 0 }, raised: false, acknowledged, free: false };
         let mut state = self.0.state.lock();
         let slot = match state.slots.iter().position(|slot| slot.free) {
             Some(slot) => {
@@ -129,7 +214,7 @@ impl Line {
         LineSource { wire: self.0.clone(), slot }
     }
 
-    /// The wire's level.
+    /// The wire's level, as far as its sources are ours: not what a pair of eventfds holds in a hypervisor's own chips.
     pub fn level(&self) -> Level {
         self.0.state.lock().level()
     }
@@ -140,12 +225,74 @@ impl Line {
         state.slots.iter().filter(|slot| !slot.free).map(|slot| slot.stats.clone()).collect()
     }
 
-    /// The guest has ended the interrupt: a level that still stands goes to the pins again.
-    pub(crate) fn end_of_interrupt(&self) {
+    /// The guest ends the interrupt: `end` does so at the chip, and says whether there was one to end. The resampling sources are
+    /// lowered, what still stands goes to the pins again, and those that were lowered are told.
+    ///
+    /// `end` is called with the wire's lock held, so that nobody raises, and is delivered, between it and the rest. It is given the
+    /// level that is left, for the chip to have it before it forgets what is in service: else a write to the entry could
+    /// deliver, in between, what is just being lowered.
+    pub(crate) fn end_of_interrupt(&self, end: impl FnOnce(Level) -> bool) {
+        let wire = &*self.0;
+        let mut state = wire.state.lock();
+        let before = state.level();
+        let after = if state.plain == 0 { Level::Low } else { Level::High };
+        if !end(after) {
+            return;
+        }
+        let acknowledged = state.acknowledge();
+        if before == Level::High {
+            wire.drive(after);
+        }
+        drop(state);
+        wire.then();
+        acknowledged.iter().for_each(|acknowledged| acknowledged());
+    }
+
+    /// The guest is about to end the interrupt at a chip that must not see the level of the resampling sources any more when
+    /// it does: they are lowered. The answer is whom to tell afterwards, with no lock held.
+    pub(crate) fn lower_resampling(&self) -> Vec<Acknowledged> {
+        let wire = &*self.0;
+        let mut state = wire.state.lock();
+        let before = state.level();
+        let acknowledged = state.acknowledge();
+        if (before, state.level()) == (Level::High, Level::Low) {
+            wire.drive(Level::Low);
+        }
+        acknowledged
+    }
+
+    /// Chips that are not ours have ended the interrupt, and have lowered the wire as far as the resampling sources held it.
+    pub(crate) fn acknowledge(&self) {
+        let acknowledged = self.0.state.lock().acknowledge();
+        acknowledged.iter().for_each(|acknowledged| acknowledged());
+    }
+
+    /// A level that stands goes to the pins again.
+    pub(crate) fn drive_again(&self) {
         let state = self.0.state.lock();
         if state.level() == Level::High {
             self.0.drive(Level::High);
         }
+        drop(state);
+        self.0.then();
+    }
+
+    /// Whether its interrupts end where we do not see it.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.0.resampler.is_some()
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakLine {
+        WeakLine(Arc::downgrade(&self.0))
+    }
+}
+
+/// What does not keep a wire.
+pub(crate) struct WeakLine(Weak<Wire>);
+
+impl WeakLine {
+    pub(crate) fn upgrade(&self) -> Option<Line> {
+        self.0.upgrade().map(Line)
     }
 }
 
@@ -163,21 +310,24 @@ impl LineSource {
     /// Drives this source to `level`: what a device with an interrupt status register calls after each change.
     pub fn set(&self, level: Level) {
         self.wire.set(&mut self.wire.state.lock(), self.slot, level);
+        self.wire.then();
     }
 
     /// Raises and lowers with nobody in between: one edge. On a wire that another source holds high there
     /// is no edge to see.
     pub fn pulse(&self) {
         let mut state = self.wire.state.lock();
-        let low = state.level() == Level::Low;
+        let low = self.wire.driven(&state) == Level::Low;
         state.store(self.slot, Level::High);
         state.store(self.slot, Level::Low);
-        match (low, state.level()) {
+        match (low, self.wire.driven(&state)) {
             (true, _) => self.wire.pins.iter().for_each(|pin| pin.pulse()),
             // This source alone held the wire high: there is no edge, but now it is low.
             (false, Level::Low) => self.wire.drive(Level::Low),
             (false, Level::High) => {}
         }
+        drop(state);
+        self.wire.then();
     }
 
     /// This source's own level.
@@ -196,7 +346,13 @@ impl Drop for LineSource {
     fn drop(&mut self) {
         let mut state = self.wire.state.lock();
         self.wire.set(&mut state, self.slot, Level::Low);
-        state.slots[self.slot].free = true;
+        let slot = &mut state.slots[self.slot];
+        slot.free = true;
+        let acknowledged = slot.acknowledged.take();
+        // Dropping it may run the device's code: not with the lock held.
+        drop(state);
+        drop(acknowledged);
+        self.wire.then();
     }
 }
 
@@ -214,23 +370,27 @@ impl fmt::Debug for LineSource {
     }
 }
 
-/// A device that only knows how to trigger sends one edge.
-#[cfg(feature = "vm-superio")]
-impl vm_superio::Trigger for LineSource {
-    type E = std::convert::Infallible;
-
-    fn trigger(&self) -> Result<(), Self::E> {
-        self.pulse();
-        Ok(())
-    }
-}
-
 impl Wire {
     fn set(&self, state: &mut State, slot: usize, level: Level) {
-        let before = state.level();
-        state.store(slot, level);
-        if state.level() != before {
-            self.drive(state.level());
+        let before = self.driven(state);
+        let rises = state.store(slot, level);
+        let after = self.driven(state);
+        if after != before {
+            self.drive(after);
+        } else if let Some(resampler) = &self.resampler
+            && rises
+            && state.slots[slot].acknowledged.is_some()
+        {
+            resampler.raise();
+        }
+    }
+
+    /// The level that we hold the pins at.
+    fn driven(&self, state: &State) -> Level {
+        match self.resampler {
+            None => state.level(),
+            Some(_) if state.plain == 0 => Level::Low,
+            Some(_) => Level::High,
         }
     }
 
@@ -239,27 +399,56 @@ impl Wire {
             pin.set(level);
         }
     }
+
+    fn then(&self) {
+        if let Some(then) = &self.then {
+            then();
+        }
+    }
 }
 
 impl State {
     fn level(&self) -> Level {
-        if self.raised == 0 { Level::Low } else { Level::High }
+        if self.plain + self.resampling == 0 { Level::Low } else { Level::High }
     }
 
-    fn store(&mut self, slot: usize, level: Level) {
+    /// Returns whether the slot rises.
+    fn store(&mut self, slot: usize, level: Level) -> bool {
         let slot = &mut self.slots[slot];
+        let raised = match slot.acknowledged {
+            None => &mut self.plain,
+            Some(_) => &mut self.resampling,
+        };
         match (slot.level(), level) {
             (Level::Low, Level::High) => {
                 slot.raised = true;
                 slot.stats.raised += 1;
-                self.raised += 1;
+                *raised += 1;
+                return true;
             }
             (Level::High, Level::Low) => {
                 slot.raised = false;
-                self.raised -= 1;
+                *raised -= 1;
             }
             _ => {}
         }
+        false
+    }
+
+    /// Lowers the resampling sources that are raised. The answer is whom to tell, once the lock is free.
+    fn acknowledge(&mut self) -> Vec<Acknowledged> {
+        if self.resampling == 0 {
+            return Vec::new();
+        }
+        self.resampling = 0;
+        let raised = self.slots.iter_mut().filter(|slot| slot.raised);
+        raised
+            .filter_map(|slot| {
+                let acknowledged = slot.acknowledged.clone()?;
+                slot.raised = false;
+                Some(acknowledged)
+            })
+            .collect()
     }
 }
 
@@ -270,123 +459,4 @@ impl Slot {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Remembers every level it was driven to.
-    #[derive(Default)]
-    struct Probe(Mutex<Vec<Level>>);
-
-    impl Pin for Probe {
-        fn set(&self, level: Level) {
-            self.0.lock().push(level);
-        }
-    }
-
-    fn probed() -> (Line, Arc<Probe>) {
-        let probe = Arc::new(Probe::default());
-        (Line::new(vec![probe.clone()]), probe)
-    }
-
-    #[test]
-    fn a_wire_is_high_while_any_source_is() {
-        let (line, probe) = probed();
-        let (a, b) = (line.source("a"), line.source("b"));
-        a.raise();
-        b.raise();
-        a.lower();
-        assert_eq!(line.level(), Level::High);
-        b.lower();
-        assert_eq!(*probe.0.lock(), [Level::High, Level::Low]);
-    }
-
-    #[test]
-    fn a_source_speaks_for_itself_only() {
-        let (line, probe) = probed();
-        let (a, b) = (line.source("a"), line.source("b"));
-        a.raise();
-        b.lower();
-        assert_eq!(line.level(), Level::High, "b never raised it");
-        drop(b);
-        assert_eq!(line.level(), Level::High, "nor did dropping b lower it");
-        drop(a);
-        assert_eq!(*probe.0.lock(), [Level::High, Level::Low]);
-    }
-
-    #[test]
-    fn a_source_that_takes_a_dropped_ones_place_starts_lowered() {
-        let (line, _) = probed();
-        let a = line.source("a");
-        a.raise();
-        drop(a);
-        let b = line.source("b");
-        assert_eq!((b.level(), line.level()), (Level::Low, Level::Low));
-        assert_eq!(line.stats(), [SourceStats { name: "b".into(), raised: 0 }]);
-    }
-
-    #[test]
-    fn the_level_it_has_already_does_not_reach_the_pins() {
-        let (line, probe) = probed();
-        let a = line.source("a");
-        a.lower();
-        a.raise();
-        a.raise();
-        assert_eq!(*probe.0.lock(), [Level::High]);
-    }
-
-    #[test]
-    fn a_pulse_is_one_edge_unless_another_source_holds_the_wire() {
-        let (line, probe) = probed();
-        let (a, b) = (line.source("a"), line.source("b"));
-        a.pulse();
-        b.raise();
-        a.pulse();
-        assert_eq!(*probe.0.lock(), [Level::High, Level::Low, Level::High]);
-    }
-
-    #[test]
-    fn a_pulse_of_a_source_that_is_raised_lowers_it() {
-        let (line, probe) = probed();
-        let a = line.source("a");
-        a.raise();
-        a.pulse();
-        assert_eq!((line.level(), &probe.0.lock()[..]), (Level::Low, &[Level::High, Level::Low][..]));
-    }
-
-    #[test]
-    fn every_pin_of_a_wire_sees_the_same() {
-        let pins = [Arc::new(Probe::default()), Arc::new(Probe::default())];
-        let line = Line::new(pins.to_vec());
-        line.source("a").pulse();
-        assert_eq!(*pins[0].0.lock(), *pins[1].0.lock());
-    }
-
-    #[test]
-    fn a_level_that_still_stands_after_the_end_of_interrupt_is_driven_again() {
-        let (line, probe) = probed();
-        let a = line.source("a");
-        line.end_of_interrupt();
-        assert_eq!(*probe.0.lock(), []);
-        a.raise();
-        line.end_of_interrupt();
-        assert_eq!(*probe.0.lock(), [Level::High, Level::High]);
-    }
-
-    #[test]
-    fn restoring_a_level_makes_no_edge() {
-        let (line, probe) = probed();
-        let a = line.source("a");
-        a.restore(Level::High);
-        assert_eq!((line.level(), probe.0.lock().len()), (Level::High, 0));
-        a.lower();
-        assert_eq!(*probe.0.lock(), [Level::Low]);
-    }
-
-    #[cfg(feature = "vm-superio")]
-    #[test]
-    fn a_superio_device_triggers_a_source_as_it_is() {
-        let (line, probe) = probed();
-        vm_superio::Trigger::trigger(&line.source("serial")).unwrap();
-        assert_eq!(*probe.0.lock(), [Level::High, Level::Low]);
-    }
-}
+mod tests;

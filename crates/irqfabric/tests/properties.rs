@@ -10,8 +10,11 @@ use irqfabric::line::{Level, LineSource};
 use irqfabric::msg::{Interrupt, RequesterId, Trigger};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 const PINS: u8 = 4;
+/// Those from [`PINS`] on are resampling.
 const SOURCES: usize = 8;
 
 #[derive(Clone, Debug)]
@@ -105,7 +108,7 @@ fn is_level(route: &Route) -> bool {
 
 struct World {
     fabric: Fabric,
-    recorder: std::sync::Arc<Recorder>,
+    recorder: Arc<Recorder>,
     sources: Vec<LineSource>,
     refuses: bool,
     fails: bool,
@@ -119,6 +122,14 @@ impl World {
     fn pin_of(source: usize) -> u32 {
         source as u32 % u32::from(PINS)
     }
+
+    fn resamples(source: usize) -> bool {
+        source >= PINS.into()
+    }
+
+    fn ended(&self) -> Vec<u64> {
+        self.fabric.stats().lines.iter().map(|line| line.pin.ended).collect()
+    }
 }
 
 proptest! {
@@ -130,7 +141,14 @@ proptest! {
         let chip = Ioapic::new(PINS.into()).unwrap();
         let fabric = Fabric::builder(recorder.clone()).ioapic(chip).build().unwrap();
         let vectors = fabric.msi_vectors(RequesterId(8), 2);
-        let source = |index: usize| fabric.line(World::pin_of(index)).unwrap().source("device");
+        let told: [Arc<AtomicUsize>; SOURCES] = Default::default();
+        let source = |index: usize| {
+            let (line, told) = (fabric.line(World::pin_of(index)).unwrap(), told[index].clone());
+            let acknowledged = move || {
+                told.fetch_add(1, Relaxed);
+            };
+            if World::resamples(index) { line.resampling_source("device", acknowledged).unwrap() } else { line.source("device") }
+        };
         let sources = (0..SOURCES).map(source).collect();
         let mut world = World { fabric: fabric.clone(), recorder, sources, refuses: false, fails: false };
         let mut raised = [false; SOURCES];
@@ -138,7 +156,7 @@ proptest! {
         let mut waiting = [false; PINS as usize];
 
         for step in steps.into_iter().flatten() {
-            let before = world.chip();
+            let (before, ended_before) = (world.chip(), world.ended());
             match step.clone() {
                 Step::Half { index, value } => fabric.write_register(index, value),
                 Step::Write { offset, data } => assert!(fabric.mmio_write(IOAPIC_ADDRESS + offset, &data)),
@@ -151,10 +169,9 @@ proptest! {
                     world.sources[source].pulse();
                     raised[source] = false;
                 }
-                Step::Replace { source } => {
-                    let new = fabric.line(World::pin_of(source)).unwrap().source("device");
-                    world.sources[source] = new;
-                    raised[source] = false;
+                Step::Replace { source: index } => {
+                    world.sources[index] = source(index);
+                    raised[index] = false;
                 }
                 Step::End { vector } => fabric.end_of_interrupt(vector),
                 Step::EndRegister { vector } => {
@@ -174,6 +191,18 @@ proptest! {
             let after = world.chip();
             let calls = world.recorder.take();
             let delivered = |interrupt: &Interrupt| calls.contains(&Call::Deliver(*interrupt));
+            // A resampling source is lowered and told once by the end of its pin's interrupt, if it was raised, and never else.
+            let ended: Vec<_> = world.ended().iter().zip(&ended_before).map(|(after, before)| after > before).collect();
+            for (index, told) in told.iter().enumerate() {
+                let acknowledged = raised[index] && World::resamples(index) && ended[World::pin_of(index) as usize];
+                prop_assert_eq!(told.swap(0, Relaxed), usize::from(acknowledged), "source {} after {:?}", index, step);
+                raised[index] &= !acknowledged;
+            }
+            for (pin, ended) in ended.into_iter().enumerate() {
+                // Or the dispatcher has tried a failed commit again right before the step.
+                let in_service = before.pins[pin].entry & REMOTE_IRR != 0 || waiting[pin];
+                prop_assert!(!ended || in_service, "an end of nothing");
+            }
 
             for (pin, state) in (0u32..).zip(&after.pins) {
                 let (entry, index) = (state.entry, pin as usize);
@@ -184,13 +213,15 @@ proptest! {
                 // Nothing lost: what is due was tried, and is only left where nobody took it.
                 let due = level_triggered && high && entry & (MASKED | REMOTE_IRR) == 0;
                 let unlucky = world.refuses || world.fails;
-                prop_assert!(!due || unlucky || waiting[index], "pin {} is due after {:?}", pin, step);
-                waiting[index] = due;
+                let waited = std::mem::replace(&mut waiting[index], due);
+                prop_assert!(!due || unlucky || waited, "pin {} is due after {:?}", pin, step);
                 prop_assert!(!state.edge, "an edge waits though every delivery is immediate");
-                // Nothing stale: a new remote IRR comes of the message that the entry says now.
+                // Nothing stale: a new remote IRR comes of the message that the entry says now, unless the dispatcher has
+                // tried a failed commit again right before the step.
                 let taken = entry & REMOTE_IRR != 0 && before.pins[index].entry & REMOTE_IRR == 0;
                 if taken {
-                    let interrupt = asked_for(entry).unwrap();
+                    let may_be_older = waited && !delivered(&asked_for(entry).unwrap());
+                    let interrupt = asked_for(if may_be_older { before.pins[index].entry } else { entry }).unwrap();
                     prop_assert!(delivered(&interrupt), "pin {} went into service by another message", pin);
                     // Its end can be reported: the route in force is this one.
                     let parked = world.recorder.table().contains(&Route { gsi: pin, target: interrupt.into() });

@@ -5,8 +5,8 @@ mod common;
 use common::{Guest, LEVEL, assert_table_commits, entry};
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::chip::lapic::Effect;
-use irqfabric::fabric::Fabric;
-use irqfabric::hv::{Counted, Sim};
+use irqfabric::fabric::{Fabric, GsiError, IOAPIC_ADDRESS, LineEventfdsError};
+use irqfabric::hv::{Counted, Ends, Sim};
 use irqfabric::msg::RequesterId;
 use std::sync::Arc;
 use std::thread;
@@ -131,4 +131,75 @@ fn a_waiting_processor_wakes_for_an_interrupt_and_for_its_owner() {
             assert!(waiter.join().unwrap());
         });
     });
+}
+
+/// A machine like one with TDX: nobody outside the guest learns of the end of an interrupt.
+fn without_ends() -> (Fabric, Arc<Sim>) {
+    let sim = Arc::new(Sim::new(1).with_ends(Ends::Hidden));
+    let fabric = Fabric::builder(sim.clone()).ioapic(Ioapic::default()).build().unwrap();
+    sim.vcpus()[0].enable();
+    (fabric, sim)
+}
+
+#[test]
+fn a_level_line_without_ends_of_interrupts_is_an_error_that_says_what_there_is() {
+    let (fabric, _) = without_ends();
+    let error = fabric.line(10).unwrap_err();
+    assert_eq!(error, GsiError::NoLevel { gsi: 10 });
+    assert_eq!(
+        error.to_string(),
+        "GSI 10 has no level line: the hypervisor hides ends of interrupts; there are edge sources and message vectors"
+    );
+    assert!(matches!(fabric.line_eventfds(10, "vfio"), Err(LineEventfdsError::Gsi(GsiError::NoLevel { gsi: 10 }))));
+    assert_eq!(fabric.edge_source(24, "serial").unwrap_err(), GsiError::OutOfRange { gsi: 24, last: 23 });
+}
+
+#[test]
+fn edges_and_messages_work_without_ends_of_interrupts() {
+    let (fabric, sim) = without_ends();
+    let cpu = &sim.vcpus()[0];
+    let serial = fabric.edge_source(4, "serial").unwrap();
+    fabric.program(4, entry(0x31, 0));
+    let vectors = fabric.msi_vectors(RequesterId(8), 1);
+    vectors.program(0, 0xfee0_0000, 0x51).unwrap();
+    for _ in 0..3 {
+        serial.pulse();
+        vectors[0].signal();
+        assert_eq!([cpu.acknowledge(), cpu.end_of_interrupt()], [Some(0x51), None]);
+        assert_eq!([cpu.acknowledge(), cpu.end_of_interrupt()], [Some(0x31), None]);
+    }
+}
+
+#[test]
+fn a_pin_that_the_guest_makes_level_goes_on_sending_edges_without_ends_of_interrupts() {
+    let (fabric, sim) = without_ends();
+    let cpu = &sim.vcpus()[0];
+    let source = fabric.edge_source(10, "disk").unwrap();
+    fabric.program(10, entry(0x41, 0) | LEVEL);
+    assert_eq!(fabric.entry(10), entry(0x41, 0), "the bit is not there to be written");
+    for _ in 0..3 {
+        source.pulse();
+        assert_eq!(cpu.acknowledge(), Some(0x41));
+        // A level interrupt's end would be waited for in vain.
+        assert_eq!(cpu.end_of_interrupt(), None);
+        // What Linux does with a level interrupt that came as an edge: harmless.
+        assert!(fabric.mmio_write(IOAPIC_ADDRESS + 0x40, &0x41u32.to_le_bytes()));
+        assert_eq!(cpu.acknowledge(), None);
+    }
+    assert_eq!(sim.calls().commits, 0, "no route is parked for an end that does not come");
+}
+
+#[test]
+fn a_restored_level_pin_becomes_edge_without_ends_of_interrupts() {
+    let (before, _) = machine(1);
+    before.program(10, entry(0x41, 0) | LEVEL);
+    let source = before.line(10).unwrap().source("disk");
+    source.raise();
+    let saved = before.ioapics().next().unwrap().2;
+    let sim = Arc::new(Sim::new(1).with_ends(Ends::Hidden));
+    let fabric = Fabric::builder(sim.clone()).ioapic(Ioapic::restore(&saved).unwrap()).build().unwrap();
+    sim.vcpus()[0].enable();
+    assert_eq!((fabric.entry(10), sim.calls().commits), (entry(0x41, 0), 0));
+    fabric.edge_source(10, "disk").unwrap().pulse();
+    assert_eq!(sim.vcpus()[0].acknowledge(), Some(0x41));
 }

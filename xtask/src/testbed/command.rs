@@ -1,6 +1,6 @@
 //! `cargo xtask testbed …`.
 
-use super::{Testbed, run};
+use super::{Testbed, record, run};
 use crate::report::{Live, Report};
 use crate::scenarios::{self, Linux, Scale};
 use crate::test::is_ci;
@@ -47,6 +47,8 @@ pub enum Command {
     ///
     /// To leave: `exit`, or ctrl-A, then X.
     Shell,
+    /// Record anew what stock Linux does to the IOAPIC's registers, for `irqfabric bench` to replay
+    RecordIoapic,
     /// Remove the cache; installed packages stay
     Clean,
 }
@@ -75,6 +77,14 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Shell => {
             let script = "echo; echo 'to leave: exit, or ctrl-A X'; setsid cttyhack sh -l; true";
             return status(run::interactive(&prepare()?, script, &Linux { test: "sh".into() })?);
+        }
+        Command::RecordIoapic => {
+            let testbed = prepare()?;
+            let live = Live::start("booting stock Linux", is_ci());
+            let recorded = record::ioapic(&testbed, &live);
+            live.finish();
+            let (path, accesses) = recorded?;
+            println!("{accesses} accesses: {}", workspace::shown(&path));
         }
         Command::Clean => {
             let cache = workspace::cache()?;

@@ -9,7 +9,7 @@
 //! QEMU's TCG emulates AMD SVM with nested paging, so an unmodified kernel in it has a real `/dev/kvm`.
 //! Good for behaviour, counts and order; never for speed.
 //!
-//! From the top: `command` is the command line, `run` plays a scenario and judges it, `machine` is a QEMU,
+//! From the top: `command` is the command line, `run` plays a scenario and judges it, `record` keeps what a guest did, `machine` is a QEMU,
 //! `initramfs` what it boots into, `binaries` what we build for it, `packages` and `apt` what Debian gives.
 
 mod apt;
@@ -19,7 +19,8 @@ mod initramfs;
 mod kernel;
 mod machine;
 mod packages;
+mod record;
 pub mod run;
 
-pub use machine::KERNEL_ARGUMENTS;
+pub use machine::{KERNEL_ARGUMENTS, Passable};
 pub use packages::Testbed;

@@ -1,8 +1,9 @@
 //! Why something could not be measured, in one sentence.
 
-use irqfabric::fabric::{BuildError, GsiError, VectorIndexError};
+use irqfabric::fabric::{BuildError, GsiError, LineEventfdsError, VectorIndexError};
 use irqfabric::hv::HvError;
 use std::io;
+use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -14,6 +15,12 @@ pub enum Error {
     Descriptors { needed: u64, hard: u64 },
     #[error("there is no row {asked}; the rows are {}", rows.join(", "))]
     NoSuchRow { asked: String, rows: Vec<&'static str> },
+    #[error("the recorded register accesses of Linux are not readable")]
+    Recording,
+    #[error("the dispatcher's thread is not in /proc/self/task")]
+    NoDispatcher,
+    #[error("cannot draw {path}: {why}")]
+    Plot { path: PathBuf, why: String },
     #[error("{0} did not come about within a minute")]
     Never(&'static str),
     #[error(transparent)]
@@ -22,6 +29,8 @@ pub enum Error {
     Hypervisor(#[from] HvError),
     #[error(transparent)]
     Gsi(#[from] GsiError),
+    #[error(transparent)]
+    Eventfds(#[from] LineEventfdsError),
     #[error(transparent)]
     Vector(#[from] VectorIndexError),
 }

@@ -4,7 +4,7 @@ use super::error::Error;
 use super::host::need_descriptors;
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{Fabric, FabricBuilder, IOAPIC_ADDRESS, MsiVectors, Program, Promotion};
-use irqfabric::hv::{Counted, Kvm};
+use irqfabric::hv::{Calls, Counted, Kvm};
 use irqfabric::msg::RequesterId;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -88,10 +88,17 @@ impl Machine {
         Ok(vectors)
     }
 
-    /// System calls of ours so far that change routes or who takes an eventfd's events.
-    pub fn changes(&self) -> u64 {
-        let calls = self.hypervisor.calls();
-        calls.commits + calls.attaches + calls.detaches
+    /// System calls of the fabric's so far, other than to wait for eventfds and to read them: an attach is one with its read.
+    pub fn system_calls(&self) -> u64 {
+        let Calls { deliveries, refused: _, commits, attaches, detaches } = self.hypervisor.calls();
+        deliveries + commits + 2 * attaches + detaches
+    }
+
+    /// [System calls](Self::system_calls) that one operation takes.
+    pub fn calls_of(&self, operations: usize, operation: impl Fn()) -> f64 {
+        let before = self.system_calls();
+        (0..operations).for_each(|_| operation());
+        (self.system_calls() - before) as f64 / operations as f64
     }
 
     pub fn write_select(&self, index: u8) {

@@ -22,6 +22,8 @@ pub enum ExitKind {
     MmioWrite,
     /// KVM_EXIT_IOAPIC_EOI.
     IoapicEoi,
+    /// KVM_EXIT_IRQ_WINDOW_OPEN: it takes an interrupt of the PIC's now.
+    IrqWindow,
     /// A signal: our own kick.
     Interrupted,
     /// Everything else.
@@ -30,12 +32,13 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::PioRead,
         Self::PioWrite,
         Self::MmioRead,
         Self::MmioWrite,
         Self::IoapicEoi,
+        Self::IrqWindow,
         Self::Interrupted,
         Self::Other,
     ];
@@ -128,6 +131,7 @@ impl fmt::Display for ExitKind {
             Self::MmioRead => "MMIO read",
             Self::MmioWrite => "MMIO write",
             Self::IoapicEoi => "IOAPIC EOI",
+            Self::IrqWindow => "IRQ window",
             Self::Interrupted => "signal",
             Self::Other => "other",
         })

@@ -5,10 +5,12 @@
 //! in a thread-local.
 
 use crate::error::Error;
+use irqfabric::hv::EVERY_VCPU;
 use kvm_ioctls::VcpuFd;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -37,18 +39,48 @@ pub fn kick<T>(thread: &JoinHandle<T>) {
     let _ = thread.kill(SIGRTMIN());
 }
 
+/// Which thread runs which vCPU: the fabric's way to fetch one by its APIC id.
+#[derive(Debug, Default)]
+pub struct Kicker {
+    /// A thread takes itself out before it ends, so that one that is in here can be signalled.
+    threads: Mutex<Vec<(u32, libc::pthread_t)>>,
+}
+
+impl Kicker {
+    /// Has a vCPU leave the guest, now or before it enters next; see `FabricBuilder::kick`. One that does not run yet will
+    /// look around before it does, and so will this thread.
+    pub fn kick(&self, apic_id: u32) {
+        // SAFETY: it has no precondition.
+        let own = unsafe { libc::pthread_self() };
+        for &(id, thread) in self.lock().iter() {
+            if (id == apic_id || apic_id == EVERY_VCPU) && thread != own {
+                // SAFETY: a thread that is registered has not ended, and cannot while this lock is held. The handler that
+                // `install` has put there touches nothing but its own thread's vCPU.
+                unsafe { libc::pthread_kill(thread, SIGRTMIN()) };
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(u32, libc::pthread_t)>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// While it lives, kicks of this thread reach this vCPU.
 pub struct Kickable<'a> {
     vcpu: &'a mut VcpuFd,
+    kicker: &'a Kicker,
     /// It belongs to the thread that made it.
     not_send: PhantomData<*mut u8>,
 }
 
 impl<'a> Kickable<'a> {
     /// For the thread that is about to run `vcpu`.
-    pub fn new(vcpu: &'a mut VcpuFd) -> Self {
+    pub fn new(vcpu: &'a mut VcpuFd, apic_id: u32, kicker: &'a Kicker) -> Self {
         IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
-        Self { vcpu, not_send: PhantomData }
+        // SAFETY: it has no precondition.
+        kicker.lock().push((apic_id, unsafe { libc::pthread_self() }));
+        Self { vcpu, kicker, not_send: PhantomData }
     }
 
     /// The vCPU, to run it.
@@ -59,6 +91,9 @@ impl<'a> Kickable<'a> {
 
 impl Drop for Kickable<'_> {
     fn drop(&mut self) {
+        // SAFETY: it has no precondition.
+        let own = unsafe { libc::pthread_self() };
+        self.kicker.lock().retain(|(_, thread)| *thread != own);
         IMMEDIATE_EXIT.set(ptr::null_mut());
     }
 }

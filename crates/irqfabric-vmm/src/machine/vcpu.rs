@@ -4,7 +4,7 @@
 //! from (triple fault, an instruction that KVM cannot emulate, a failed entry) throws the stop switch with a [`Crash`].
 
 use super::exits::{Exit, ExitKind, Exits};
-use super::kick::Kickable;
+use super::kick::{Kickable, Kicker};
 use super::stop::{Stop, StopSwitch};
 use irqfabric::fabric::Fabric;
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_lapic_state, kvm_regs, kvm_sregs};
@@ -19,6 +19,7 @@ pub struct Context {
     pub apic_id: u32,
     pub bus: Arc<IoManager>,
     pub fabric: Fabric,
+    pub kicker: Arc<Kicker>,
     pub stop: StopSwitch,
 }
 
@@ -62,17 +63,21 @@ pub fn run(mut vcpu: VcpuFd, context: &Context) -> (Exits, Option<kvm_lapic_stat
     let _lost = ThrowOnDrop(&context.stop);
     let mut exits = Exits::default();
     let crash = {
-        let mut kickable = Kickable::new(&mut vcpu);
+        let mut kickable = Kickable::new(&mut vcpu, context.apic_id, &context.kicker);
         loop {
             if context.stop.is_thrown() {
                 break None;
+            }
+            if let Err(error) = context.fabric.before_run(kickable.vcpu()) {
+                break Some(error.to_string());
             }
             let answer = kickable.vcpu().run();
             let began = Instant::now();
             let (exit, then) = context.handle(answer);
             exits.note(exit, began.elapsed());
+            tracing::trace!(target: "irqfabric::exits", "{exit}");
             match then {
-                // A kick that came for another reason than a stop must not turn every further entry away.
+                // A kick must not turn every further entry away. Cleared before whatever it was for is looked at.
                 Then::GoOn if exit.kind == ExitKind::Interrupted => kickable.vcpu().set_kvm_immediate_exit(0),
                 Then::GoOn => {}
                 Then::Stop(why) => context.stop.throw(why),
@@ -101,12 +106,16 @@ impl Context {
         let other = |what: String| (Exit::bare(ExitKind::Other, 0), Then::Crash(what));
         match answer {
             Ok(VcpuExit::IoOut(port, data)) => {
-                let _nobody = self.bus.pio_write(PioAddress(port), data);
+                if !self.fabric.pio_write(port, data) {
+                    let _nobody = self.bus.pio_write(PioAddress(port), data);
+                }
                 (Exit::access(ExitKind::PioWrite, port.into(), data), Then::GoOn)
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 data.fill(0xff);
-                let _nobody = self.bus.pio_read(PioAddress(port), data);
+                if !self.fabric.pio_read(port, data) {
+                    let _nobody = self.bus.pio_read(PioAddress(port), data);
+                }
                 (Exit::access(ExitKind::PioRead, port.into(), data), Then::GoOn)
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
@@ -127,6 +136,8 @@ impl Context {
                 self.fabric.end_of_interrupt(vector);
                 (Exit::bare(ExitKind::IoapicEoi, vector.into()), Then::GoOn)
             }
+            // The fabric looks again before the vCPU runs.
+            Ok(VcpuExit::IrqWindowOpen) => (Exit::bare(ExitKind::IrqWindow, 0), Then::GoOn),
             Ok(VcpuExit::Intr) => (Exit::bare(ExitKind::Interrupted, 0), Then::GoOn),
             // EAGAIN: a vCPU that waited for its SIPI was woken.
             Err(errno) if [libc::EINTR, libc::EAGAIN].contains(&errno.errno()) => {

@@ -53,6 +53,10 @@ pub enum Operation {
     Read(u64),
     /// Write 32 bits at an address.
     Write(u64, u32),
+    /// Read 8 bits from a port.
+    In(u16),
+    /// Write 8 bits to a port.
+    Out(u16, u8),
 }
 
 /// The run has failed; why is in its [`Control`].
@@ -152,6 +156,8 @@ impl Board {
         let (kind, address, value) = match operation {
             Operation::Read(address) => (mailbox::READ, address, 0),
             Operation::Write(address, value) => (mailbox::WRITE, address, value),
+            Operation::In(port) => (mailbox::IN, port.into(), 0),
+            Operation::Out(port, value) => (mailbox::OUT, port.into(), value.into()),
         };
         let base = mailbox_address(cpu);
         self.memory.store(base + mailbox::OPERATION, kind);

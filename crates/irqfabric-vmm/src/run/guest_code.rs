@@ -44,7 +44,7 @@ pub fn assemble() -> Result<GuestCode, IcedError> {
         fault(&mut a, exception)?;
     }
     let mut common = a.create_label();
-    for vector in layout::FIRST_VECTOR..layout::END_VECTOR {
+    for vector in (layout::PIC_VECTORS..layout::PIC_VECTORS_END).chain(layout::FIRST_VECTOR..layout::END_VECTOR) {
         labels.push((vector, label_here(&mut a)?));
         a.push(i32::from(vector))?;
         a.jmp(common)?;
@@ -76,14 +76,28 @@ fn label_here(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
 /// A subroutine: performs the operation in the mailbox, if there is one. Changes RAX and RDX.
 fn perform_posted(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let (mut write, mut done, mut tell) = (a.create_label(), a.create_label(), a.create_label());
+    let (mut input, mut output, mut answer) = (a.create_label(), a.create_label(), a.create_label());
     a.mov(rax, qword_ptr(rbx + mailbox::POSTED))?;
     a.cmp(rax, qword_ptr(rbx + mailbox::DONE))?;
     a.je(tell)?;
     a.mov(rdx, qword_ptr(rbx + mailbox::ADDRESS))?;
     a.cmp(dword_ptr(rbx + mailbox::OPERATION), mailbox::WRITE)?;
     a.je(write)?;
+    a.cmp(dword_ptr(rbx + mailbox::OPERATION), mailbox::IN)?;
+    a.je(input)?;
+    a.cmp(dword_ptr(rbx + mailbox::OPERATION), mailbox::OUT)?;
+    a.je(output)?;
     a.mov(eax, dword_ptr(rdx))?;
+    a.set_label(&mut answer)?;
     a.mov(dword_ptr(rbx + mailbox::VALUE), eax)?;
+    a.jmp(done)?;
+    a.set_label(&mut input)?;
+    a.xor(eax, eax)?;
+    a.in_(al, dx)?;
+    a.jmp(answer)?;
+    a.set_label(&mut output)?;
+    a.mov(eax, dword_ptr(rbx + mailbox::VALUE))?;
+    a.out(dx, al)?;
     a.jmp(done)?;
     a.set_label(&mut write)?;
     a.mov(eax, dword_ptr(rbx + mailbox::VALUE))?;
@@ -138,7 +152,14 @@ fn handler(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.dec(edx)?;
     a.jne(next)?;
 
+    let (mut pic, mut ended) = (a.create_label(), a.create_label());
+    a.cmp(r10d, u32::from(layout::PIC_VECTORS_END))?;
+    a.jb(pic)?;
     end_of_interrupt(a)?;
+    a.jmp(ended)?;
+    a.set_label(&mut pic)?;
+    end_of_pic_interrupt(a)?;
+    a.set_label(&mut ended)?;
     // Last of all a port write: some hosts report the end of interrupt only at the guest's next entry or exit, and
     // never after HLT.
     a.mov(eax, r11d)?;
@@ -170,6 +191,18 @@ fn end_of_interrupt(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(edx, layout::APIC_EOI as u32)?;
     a.xor(eax, eax)?;
     a.mov(dword_ptr(rdx), eax)
+}
+
+/// The PIC's, of the vector in R10. Of the default IR7 too: handlers do not nest, so nothing else can be in service. Changes AL.
+fn end_of_pic_interrupt(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let [master, slave] = layout::PIC_COMMAND.map(u32::from);
+    let mut on_master = a.create_label();
+    a.mov(eax, u32::from(layout::PIC_EOI))?;
+    a.cmp(r10d, u32::from(layout::pic_vector(8)))?;
+    a.jb(on_master)?;
+    a.out(slave, al)?;
+    a.set_label(&mut on_master)?;
+    a.out(master, al)
 }
 
 fn fault(a: &mut CodeAssembler, exception: u8) -> Result<(), IcedError> {

@@ -8,6 +8,7 @@ use super::guest::{ApicRegisters, Guest, Stopped};
 use super::guest_code::{self, GuestCode};
 use super::layout;
 use super::memory::GuestMemory;
+use super::script::Begins;
 use crate::error::Error;
 use crate::machine::{Config, Exits, Host, Irqchip, Machine, Running, Stop, StopSwitch, cpu};
 use irqfabric::chip::ioapic::Ioapic;
@@ -24,10 +25,13 @@ pub struct KvmGuest {
 }
 
 /// Makes the machine, without its board yet: its fabric and memory are what the board is made of.
-pub fn machine(host: &Host, cpus: usize) -> Result<Machine, Error> {
-    let irqchip = Irqchip::Split(vec![Ioapic::default()]);
+pub fn machine(host: &Host, cpus: usize, begins: Begins) -> Result<Machine, Error> {
+    let irqchip = match begins {
+        Begins::WithIoapic => Irqchip::Split(vec![Ioapic::default()]),
+        Begins::WithPic => Irqchip::SplitWithPic(vec![Ioapic::default()]),
+    };
     let (apic_ids, promotion) = ((0..cpus as u32).collect(), Promotion::default());
-    Machine::new(host, &Config { memory: layout::MEMORY, apic_ids, irqchip, promotion })
+    Machine::new(host, &Config { memory: layout::MEMORY, apic_ids, irqchip, promotion, vtd: None })
 }
 
 impl KvmGuest {

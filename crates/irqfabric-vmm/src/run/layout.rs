@@ -44,16 +44,20 @@ pub mod mailbox {
     pub const POSTED: u64 = 0x00;
     /// u64: how many the vCPU has done.
     pub const DONE: u64 = 0x08;
-    /// u32: [`READ`] or [`WRITE`].
+    /// u32: [`READ`], [`WRITE`], [`IN`] or [`OUT`].
     pub const OPERATION: u64 = 0x10;
     /// u32: what to write, then what was read.
     pub const VALUE: u64 = 0x14;
-    /// u64: where.
+    /// u64: where; for [`IN`] and [`OUT`] a port.
     pub const ADDRESS: u64 = 0x18;
     /// Read 32 bits.
     pub const READ: u32 = 0;
     /// Write 32 bits.
     pub const WRITE: u32 = 1;
+    /// Read 8 bits from a port.
+    pub const IN: u32 = 2;
+    /// Write 8 bits to a port.
+    pub const OUT: u32 = 3;
 }
 
 /// A source's page: what the device tells the handler, and what each handler has seen.
@@ -123,10 +127,28 @@ pub const APIC_EOI: u64 = APIC + 0xb0;
 pub const APIC_SPURIOUS: u64 = APIC + 0xf0;
 /// What is written there.
 pub const APIC_ENABLE: u32 = 1 << 8 | SPURIOUS as u32;
+/// Local vector table, LINT0: where the PIC's wire ends.
+pub const APIC_LVT0: u64 = APIC + 0x350;
 /// In-service register, 32 vectors every 16 bytes.
 pub const APIC_ISR: u64 = APIC + 0x100;
 /// Interrupt request register, likewise.
 pub const APIC_IRR: u64 = APIC + 0x200;
+
+/// The PIC's vectors, for as long as the guest uses it: one for each input, master and slave.
+pub const PIC_VECTORS: u8 = 0x20;
+/// One past the last of them.
+pub const PIC_VECTORS_END: u8 = PIC_VECTORS + 16;
+/// The command ports of the PIC's two chips; their data ports follow.
+pub const PIC_COMMAND: [u16; 2] = [0x20, 0xa0];
+/// The edge/level control registers of the two chips.
+pub const PIC_ELCR: [u16; 2] = [0x4d0, 0x4d1];
+/// OCW2: non-specific end of interrupt.
+pub const PIC_EOI: u8 = 0x20;
+
+/// The vector of an input.
+pub const fn pic_vector(input: u8) -> u8 {
+    PIC_VECTORS | input & 0xf
+}
 
 /// The first vector with a handler. Even: a source's two vectors are an even one and the next.
 pub const FIRST_VECTOR: u8 = 0x30;

@@ -28,6 +28,7 @@ mod source;
 use crate::error::Error;
 use crate::machine::Host;
 use report::Outcome;
+use script::Begins;
 use session::{Backend, LEAST_PATIENCE, Session, Work};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::IsTerminal;
@@ -51,9 +52,12 @@ pub struct Args {
     /// For how long they send, at full speed, instead of a count
     #[arg(long, conflicts_with = "count", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
-    /// How many message vectors are signalled through eventfds, besides 12 other sources; at most 86
+    /// How many message vectors are signalled through eventfds, besides 16 other sources; at most 84
     #[arg(long, default_value_t = DEFAULT_EVENTFDS)]
     vectors: usize,
+    /// The guest begins with the PIC and switches to the IOAPIC half-way, where Linux with `noapic` stays
+    #[arg(long)]
+    pic: bool,
     /// How many vCPUs the guest has
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=layout::MAX_CPUS as i64))]
     vcpus: u16,
@@ -93,6 +97,7 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
         work: args.seconds.map_or(Work::Count(args.count), |seconds| Work::For(Duration::from_secs(seconds))),
         eventfds: args.vectors,
         cpus: args.vcpus.into(),
+        begins: if args.pic { Begins::WithPic } else { Begins::WithIoapic },
         seed,
         patience: LEAST_PATIENCE,
         interrupted: &interrupted,

@@ -1,24 +1,45 @@
-//! Who signals what: four edge lines, two level lines with two devices each, four message vectors, and some more
-//! by their eventfds.
+//! Who signals what: four edge lines, four level lines with two devices each, four message vectors, and some more
+//! by their eventfds. Of the devices on level lines three have theirs by two eventfds and resample; one of them shares it with
+//! a device that does not.
+//!
+//! If the guest begins with the PIC, the level lines are two that end there.
 //!
 //! Of each kind half of the sources wait for the handler. The interrupts start spread over the vCPUs, each with two
 //! vectors of its own.
 
 use super::layout;
 use super::memory::GuestMemory;
-use super::script::{Binding, Place};
-use super::session::Work;
+use super::script::{Begins, Binding, Place};
+use super::session::{Session, Work};
 use super::source::{Pace, Plan, Source, Sources, Wire};
+use crate::devices::pair::Pair;
 use crate::error::Error;
 use irqfabric::fabric::{Fabric, MsiVectors};
 use irqfabric::msg::RequesterId;
 
 const EDGE_PINS: [u8; 4] = [3, 4, 5, 6];
-const LEVEL_PINS: [u8; 2] = [16, 17];
+/// The two devices on each.
+const LEVEL_PINS: [(u8, [LevelBy; 2]); 4] = [
+    (16, [LevelBy::Call, LevelBy::Call]),
+    (17, [LevelBy::Call, LevelBy::Call]),
+    (18, [LevelBy::Call, LevelBy::Eventfds]),
+    (19, [LevelBy::Eventfds, LevelBy::Eventfds]),
+];
+/// Where the PIC has inputs too.
+const LEVEL_PINS_WITH_PIC: [(u8, [LevelBy; 2]); 2] =
+    [(10, [LevelBy::Call, LevelBy::Call]), (11, [LevelBy::Call, LevelBy::Eventfds])];
 const MESSAGES: u8 = 4;
 /// Two devices share a level line.
 const OTHER_SOURCES: usize = EDGE_PINS.len() + 2 * LEVEL_PINS.len() + MESSAGES as usize;
 const OTHER_INTERRUPTS: usize = EDGE_PINS.len() + LEVEL_PINS.len() + MESSAGES as usize;
+
+/// How a device raises a level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LevelBy {
+    Call,
+    /// By two eventfds: one to trigger, one to resample.
+    Eventfds,
+}
 
 /// The most sources with eventfds: each takes two of the guest's vectors.
 const MOST_EVENTFDS: usize = (layout::END_VECTOR - layout::FIRST_VECTOR) as usize / 2 - OTHER_INTERRUPTS;
@@ -49,18 +70,33 @@ pub struct Scenario {
 
 impl Scenario {
     /// With so many sources that signal by eventfds, for which there is [room](check_room).
-    pub fn new(fabric: &Fabric, memory: &GuestMemory, cpus: usize, eventfds: usize, work: Work) -> Result<Self, Error> {
+    pub fn new(fabric: &Fabric, memory: &GuestMemory, session: &Session<'_>) -> Result<Self, Error> {
+        let Session { work, eventfds, cpus, begins, .. } = *session;
         let messages = fabric.msi_vectors(RequesterId::new(0, 3, 0), usize::from(MESSAGES) + eventfds);
         let all = OTHER_SOURCES + eventfds;
-        let mut scenario = Builder { memory, cpus, work, all, sources: Vec::new(), bindings: Vec::new() };
+        let mut scenario = Builder { memory, cpus, work, begins, all, sources: Vec::new(), bindings: Vec::new() };
         for (number, pin) in EDGE_PINS.into_iter().enumerate() {
             let wire = Wire::Edge(fabric.line(pin.into())?.source(format!("edge{number}")));
             scenario.add(Place::EdgePin(pin), vec![("edge", wire)]);
         }
-        for pin in LEVEL_PINS {
+        let level_pins = match begins {
+            Begins::WithIoapic => &LEVEL_PINS[..],
+            Begins::WithPic => &LEVEL_PINS_WITH_PIC[..],
+        };
+        for &(pin, devices) in level_pins {
             let line = fabric.line(pin.into())?;
-            let device = |side| ("level", Wire::Level(line.source(format!("pin {pin} {side}"))));
-            scenario.add(Place::LevelPin(pin), vec![device("a"), device("b")]);
+            let device = |(index, (side, by))| {
+                let name = format!("pin {pin} {side}");
+                Ok(match by {
+                    LevelBy::Call => ("level", Wire::Level(line.source(name))),
+                    LevelBy::Eventfds => {
+                        ("resample", Wire::resample(Pair::new(fabric, pin.into(), &name)?, index, memory)?)
+                    }
+                })
+            };
+            let devices = (scenario.sources.len()..).zip(["a", "b"].into_iter().zip(devices));
+            let wires = devices.map(device).collect::<Result<_, Error>>()?;
+            scenario.add(Place::LevelPin(pin), wires);
         }
         for (number, vector) in (0..).zip(messages.iter()) {
             let vector = vector.clone();
@@ -79,9 +115,9 @@ impl Scenario {
     /// Which source has which vectors.
     pub fn attached(&self) -> Vec<(u8, usize)> {
         let pairs = |binding: &Binding| {
-            let vectors = binding.vectors();
+            let vectors: Vec<_> = binding.vectors().into_iter().chain(binding.pic_vector()).collect();
             let sources: Vec<_> = binding.sources.iter().map(|(source, _)| *source).collect();
-            sources.into_iter().flat_map(move |source| vectors.map(|vector| (vector, source)))
+            sources.into_iter().flat_map(move |source| vectors.clone().into_iter().map(move |vector| (vector, source)))
         };
         self.bindings.iter().flat_map(pairs).collect()
     }
@@ -91,6 +127,7 @@ struct Builder<'a> {
     memory: &'a GuestMemory,
     cpus: usize,
     work: Work,
+    begins: Begins,
     /// How many sources there will be.
     all: usize,
     sources: Vec<Source>,
@@ -114,6 +151,6 @@ impl Builder<'_> {
         let number = self.bindings.len();
         let vector = layout::FIRST_VECTOR + 2 * number as u8;
         let sources: Vec<_> = (first..self.sources.len()).collect();
-        self.bindings.push(Binding::new(place, vector, number % self.cpus, &sources));
+        self.bindings.push(Binding::new(place, self.begins, vector, number % self.cpus, &sources));
     }
 }

@@ -6,6 +6,9 @@
 //! behind the mask, and that of a level only when its remote IRR is clear, since the EOI finds the entry by its vector.
 //! A message is changed behind the mask or, every other time, without.
 //!
+//! A guest that [begins with the PIC](Begins::WithPic) masks its lines there, and moves them away once: all together to
+//! the IOAPIC, as Linux does when it switches to it.
+//!
 //! Behind a mask nothing may be delivered: what the handlers have seen is noted once everything from before is handled, and
 //! looked at again right before the unmask.
 
@@ -13,6 +16,7 @@ use super::board::{Board, Operation, RunFailed};
 use super::control::Early;
 use super::judge::{Epochs, Slot};
 use super::layout::{self, registers};
+use super::source::Source;
 use irqfabric::fabric::IOAPIC_ADDRESS;
 use std::time::{Duration, Instant};
 
@@ -22,6 +26,20 @@ const IOAPIC_WINDOW: u64 = IOAPIC_ADDRESS + 0x10;
 const RTE_LEVEL: u32 = 1 << 15;
 const RTE_MASKED: u32 = 1 << 16;
 const RTE_REMOTE_IRR: u32 = 1 << 14;
+
+const LVT_EXTINT: u32 = 7 << 8;
+const LVT_MASKED: u32 = 1 << 16;
+/// The PIC's input that its second chip is at.
+const CASCADE: u16 = 1 << 2;
+
+/// Which chip the guest uses for its lines at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begins {
+    /// The one it stays with.
+    WithIoapic,
+    /// The PIC, by LINT0 of the first vCPU.
+    WithPic,
+}
 
 /// What the guest programs for an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +60,8 @@ pub struct Binding {
     /// Its sources' places among all, with the epochs of each. More than one for a shared line only.
     pub sources: Vec<(usize, Epochs)>,
     first_vector: u8,
+    /// The PIC's input, as long as it is the PIC that the interrupt comes from.
+    input: Option<u8>,
     at: Slot,
     moves: u64,
 }
@@ -64,6 +84,8 @@ pub struct Script<'a> {
     bindings: Vec<Binding>,
     done: Done,
     accesses: u32,
+    /// The PIC's mask registers, master first. In use as long as [`uses_pic`](Self::uses_pic).
+    pic_masks: u16,
 }
 
 /// Somebody who waits for something that the guest can see.
@@ -82,11 +104,21 @@ impl Patient {
 }
 
 impl Binding {
-    /// An interrupt that goes to `cpu` at first and has two vectors from `first_vector` on.
-    pub fn new(place: Place, first_vector: u8, cpu: usize, sources: &[usize]) -> Self {
-        let at = (cpu, first_vector & 1);
+    /// An interrupt that goes to `cpu` at first and has two vectors from `first_vector` on; a line that begins with the PIC
+    /// goes to the first vCPU, with the PIC's vector.
+    pub fn new(place: Place, begins: Begins, first_vector: u8, cpu: usize, sources: &[usize]) -> Self {
+        let input = match (place, begins) {
+            (Place::EdgePin(pin) | Place::LevelPin(pin), Begins::WithPic) => Some(pin),
+            _ => None,
+        };
+        let at = input.map_or((cpu, first_vector & 1), |input| (0, layout::pic_vector(input) & 1));
         let sources = sources.iter().map(|&source| (source, Epochs::new(at))).collect();
-        Self { place, sources, first_vector, at, moves: 0 }
+        Self { place, sources, first_vector, input, at, moves: 0 }
+    }
+
+    /// The one it has from the PIC.
+    pub fn pic_vector(&self) -> Option<u8> {
+        self.input.map(layout::pic_vector)
     }
 
     /// The vectors it may have.
@@ -106,8 +138,15 @@ impl Binding {
 
 impl<'a> Script<'a> {
     /// A script for these interrupts.
-    pub fn new(board: &'a Board, bindings: Vec<Binding>, seed: u64) -> Self {
-        Self { board, bindings, random: fastrand::Rng::with_seed(seed), done: Done::default(), accesses: 0 }
+    pub fn new(board: &'a Board, bindings: Vec<Binding>, begins: Begins, seed: u64) -> Self {
+        let random = fastrand::Rng::with_seed(seed);
+        debug_assert!(begins == Begins::WithPic || bindings.iter().all(|binding| binding.input.is_none()));
+        Self { board, bindings, random, done: Done::default(), accesses: 0, pic_masks: !CASCADE }
+    }
+
+    /// Whether any line comes from the PIC.
+    pub fn uses_pic(&self) -> bool {
+        self.bindings.iter().any(|binding| binding.input.is_some())
     }
 
     /// What it has done so far.
@@ -129,6 +168,8 @@ impl<'a> Script<'a> {
             let binding = &self.bindings[index];
             let (at, entry) = (binding.at, binding.entry(binding.at));
             match binding.place {
+                // Its entry is masked since reset.
+                Place::EdgePin(_) | Place::LevelPin(_) if binding.input.is_some() => {}
                 Place::EdgePin(pin) | Place::LevelPin(pin) => {
                     self.write_destination(pin, at.0)?;
                     self.write_entry(pin, entry)?;
@@ -136,13 +177,18 @@ impl<'a> Script<'a> {
                 Place::Message(vector) => self.write_message(vector, at.0, entry)?,
             }
         }
+        if self.uses_pic() {
+            self.set_up_pic()?;
+        }
         Ok(self.accesses)
     }
 
     /// Does one thing, to one interrupt.
     pub fn step(&mut self) -> Result<(), RunFailed> {
         let index = self.random.usize(..self.bindings.len());
-        if self.random.bool() { self.mask_for_a_moment(index) } else { self.move_away(index) }
+        // The PIC has one place to go to.
+        let stays = self.bindings[index].input.is_some();
+        if self.random.bool() || stays { self.mask_for_a_moment(index) } else { self.move_away(index) }
     }
 
     /// Between two steps. The more interrupts there are the shorter: each has its turn about as often.
@@ -156,10 +202,13 @@ impl<'a> Script<'a> {
         let begun = Instant::now();
         let vectors: Vec<_> = self.bindings.iter().flat_map(Binding::vectors).collect();
         while begun.elapsed() < most {
-            let all_seen = self.board.sources.iter().all(|source| source.newest_seen() == source.device().sent);
-            let mut idle = all_seen;
+            let over = |source: &Source| source.newest_seen() == source.device().sent && source.is_settled();
+            let mut idle = self.board.sources.iter().all(over);
             for cpu in 0..self.board.cpus() {
                 idle = idle && self.is_quiet(cpu, &vectors)?;
+            }
+            if self.uses_pic() {
+                idle = idle && self.pic_in_service()? == 0;
             }
             if idle {
                 return Ok(true);
@@ -232,9 +281,10 @@ impl<'a> Script<'a> {
     fn mask(&mut self, index: usize) -> Result<(), RunFailed> {
         let binding = &self.bindings[index];
         let (at, entry) = (binding.at, binding.entry(binding.at));
-        match binding.place {
-            Place::Message(vector) => self.write_register(vector, registers::CONTROL, registers::MASKED)?,
-            Place::EdgePin(pin) | Place::LevelPin(pin) => {
+        match (binding.place, binding.input) {
+            (_, Some(input)) => self.mask_input(input, true)?,
+            (Place::Message(vector), _) => self.write_register(vector, registers::CONTROL, registers::MASKED)?,
+            (Place::EdgePin(pin) | Place::LevelPin(pin), None) => {
                 self.write_entry(pin, entry | RTE_MASKED)?;
                 self.wait_for_end_of_interrupt(pin)?;
             }
@@ -247,8 +297,9 @@ impl<'a> Script<'a> {
         Ok(())
     }
 
-    /// Nothing has come in `slots` behind the mask. Edges that came meanwhile were dropped, as the data sheet says: the driver
-    /// polls its device, which signals again. Messages and levels are still there and need no help.
+    /// Nothing has come in `slots` behind the mask. Edges that came meanwhile at the IOAPIC were dropped, as the data sheet
+    /// says: the driver polls its device, which signals again. Messages, levels and the PIC's edges are still there and need
+    /// no help.
     fn unmask(&mut self, index: usize, slots: &[Slot]) -> Result<(), RunFailed> {
         // What was delivered though it must not be has been handled now.
         self.wait_until_quiet(index, slots)?;
@@ -261,6 +312,9 @@ impl<'a> Script<'a> {
         let sources: Vec<_> = binding.sources.iter().map(|(source, _)| &board.sources[*source]).collect();
         sources.iter().for_each(|source| source.restart_clock());
         self.done.kept += u64::from(sources.iter().any(|source| source.newest_seen() < source.device().sent));
+        if let Some(input) = binding.input {
+            return self.mask_input(input, false);
+        }
         match binding.place {
             Place::EdgePin(pin) => {
                 // Nobody signals between the unmask and the look at what was seen. No handler needs these locks: it is
@@ -277,6 +331,92 @@ impl<'a> Script<'a> {
             Place::LevelPin(pin) => self.write_entry(pin, entry),
             Place::Message(vector) => self.write_register(vector, registers::CONTROL, 0),
         }
+    }
+
+    // The PIC.
+
+    /// As Linux' `init_8259A`, and the ELCR as `elcr_set_level_irq`.
+    fn set_up_pic(&mut self) -> Result<(), RunFailed> {
+        const ICW1: u8 = 0x11;
+        const ICW3: [u8; 2] = [CASCADE as u8, 2];
+        const ICW4: u8 = 0x01;
+        let mut levels = 0;
+        for binding in &self.bindings {
+            if let (Place::LevelPin(_), Some(input)) = (binding.place, binding.input) {
+                levels |= 1 << input;
+            }
+        }
+        for (chip, command) in layout::PIC_COMMAND.into_iter().enumerate() {
+            self.out(command, ICW1)?;
+            for word in [layout::pic_vector(8 * chip as u8), ICW3[chip], ICW4] {
+                self.out(command + 1, word)?;
+            }
+            self.out(layout::PIC_ELCR[chip], (levels >> (8 * chip)) as u8)?;
+        }
+        self.pic_masks = !CASCADE;
+        for input in self.bindings.iter().filter_map(|binding| binding.input).collect::<Vec<_>>() {
+            self.pic_masks &= !(1 << input);
+        }
+        self.write_masks()?;
+        self.write(0, layout::APIC_LVT0, LVT_EXTINT)
+    }
+
+    /// What Linux does when it finds its IOAPIC: every line is masked at the PIC, and opened at the IOAPIC where it is to go.
+    pub fn switch_to_ioapic(&mut self) -> Result<(), RunFailed> {
+        let board = self.board;
+        for index in 0..self.bindings.len() {
+            if self.bindings[index].input.is_none() {
+                continue;
+            }
+            self.mask(index)?;
+            let new = (self.random.usize(..board.cpus()), self.random.u8(..2));
+            let binding = &mut self.bindings[index];
+            let old = std::mem::replace(&mut binding.at, new);
+            binding.input = None;
+            for (source, epochs) in binding.sources.iter_mut().filter(|_| old != new) {
+                epochs.begin(new, board.sources[*source].seen_in(new));
+                epochs.end(old, board.sources[*source].device().sent);
+            }
+            self.program(index, new, true)?;
+            self.unmask(index, &[new])?;
+        }
+        self.write(0, layout::APIC_LVT0, LVT_EXTINT | LVT_MASKED)
+    }
+
+    /// On return the input is masked and nothing of it under way, or it is not masked any more.
+    fn mask_input(&mut self, input: u8, masked: bool) -> Result<(), RunFailed> {
+        self.pic_masks = self.pic_masks & !(1 << input) | u16::from(masked) << input;
+        self.write_masks()?;
+        let mut patient = Patient::new(self.board.control.patience());
+        while masked && self.pic_in_service()? >> input & 1 != 0 {
+            self.wait_a_little(&mut patient, || format!("input {input} of the PIC is not ended"))?;
+        }
+        Ok(())
+    }
+
+    /// Masked inputs are never in service here but on their way to their end: a vector that was acknowledged is.
+    fn pic_in_service(&mut self) -> Result<u16, RunFailed> {
+        const READ_ISR: u8 = 0x0b;
+        let mut in_service = [0; 2];
+        for (bits, command) in in_service.iter_mut().zip(layout::PIC_COMMAND) {
+            self.out(command, READ_ISR)?;
+            let cpu = self.any_cpu();
+            *bits = self.board.perform(cpu, Operation::In(command))? as u8;
+        }
+        Ok(u16::from_le_bytes(in_service))
+    }
+
+    fn write_masks(&mut self) -> Result<(), RunFailed> {
+        for (command, masks) in layout::PIC_COMMAND.into_iter().zip(self.pic_masks.to_le_bytes()) {
+            self.out(command + 1, masks)?;
+        }
+        Ok(())
+    }
+
+    fn out(&mut self, port: u16, value: u8) -> Result<(), RunFailed> {
+        self.accesses = self.accesses.saturating_add(1);
+        let cpu = self.any_cpu();
+        self.board.perform(cpu, Operation::Out(port, value)).map(drop)
     }
 
     // Waiting, by what the guest can see.

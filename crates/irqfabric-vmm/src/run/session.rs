@@ -8,13 +8,14 @@ use super::kvm_guest::{self, KvmGuest};
 use super::memory::GuestMemory;
 use super::report::{Ended, Report, SourceReport};
 use super::scenario::Scenario;
-use super::script::{Binding, Done, Place, Script};
+use super::script::{Begins, Binding, Done, Place, Script};
 use super::sim_guest::SimGuest;
 use super::source::{Pace, Progress, Source};
 use crate::error::Error;
 use crate::machine::{Host, StopSwitch};
 use indicatif::{ProgressBar, ProgressStyle};
 use irqfabric::chip::ioapic::Ioapic;
+use irqfabric::chip::pic::Pic;
 use irqfabric::fabric::Fabric;
 use irqfabric::hv::{Hypervisor, Sim};
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub struct Session<'a> {
     pub eventfds: usize,
     /// vCPUs, 2 or more.
     pub cpus: usize,
+    /// Which chip the guest begins with.
+    pub begins: Begins,
     /// For everything random.
     pub seed: u64,
     /// What a handler or an answer may take at least; more on a slow machine.
@@ -82,7 +85,7 @@ impl Session<'_> {
     pub fn run(&self, backend: Backend) -> Result<Report, Error> {
         match backend {
             Backend::Kvm(host) => {
-                let machine = kvm_guest::machine(&host, self.cpus)?;
+                let machine = kvm_guest::machine(&host, self.cpus, self.begins)?;
                 let memory = GuestMemory::new(machine.memory().clone());
                 let stop = machine.stop_switch().clone();
                 let (board, bindings) = self.board(memory, machine.fabric().clone(), stop)?;
@@ -97,7 +100,12 @@ impl Session<'_> {
     fn run_sim<H: Hypervisor + 'static>(&self, between: impl FnOnce(Arc<Sim>) -> H) -> Result<Report, Error> {
         let sim = Arc::new(Sim::new(self.cpus as u32));
         let memory = GuestMemory::allocate()?;
-        let fabric = Fabric::builder(between(sim.clone())).ioapic(Ioapic::default()).build()?;
+        let mut builder = Fabric::builder(between(sim.clone())).ioapic(Ioapic::default());
+        if self.begins == Begins::WithPic {
+            let sim = sim.clone();
+            builder = builder.pic(Pic::default()).kick(move |apic_id| sim.kick(apic_id));
+        }
+        let fabric = builder.build()?;
         let stop = StopSwitch::default();
         let (board, bindings) = self.board(memory, fabric, stop.clone())?;
         let guest = SimGuest::start(sim, &board, stop)?;
@@ -110,7 +118,7 @@ impl Session<'_> {
         fabric: Fabric,
         stop: StopSwitch,
     ) -> Result<(Arc<Board>, Vec<Binding>), Error> {
-        let scenario = Scenario::new(&fabric, &memory, self.cpus, self.eventfds, self.work)?;
+        let scenario = Scenario::new(&fabric, &memory, self)?;
         let attached = scenario.attached();
         let control = Control::new(stop, FIRST_PATIENCE);
         let Scenario { sources, bindings, messages } = scenario;
@@ -127,7 +135,7 @@ impl Session<'_> {
     }
 
     fn keep_busy(&self, board: &Board, bindings: Vec<Binding>) -> Ran {
-        let mut script = Script::new(board, bindings, self.seed);
+        let mut script = Script::new(board, bindings, self.begins, self.seed);
         let mut busy = Duration::ZERO;
         // The reason for a failure is in the board's control, from where the report takes it.
         let at_rest = self.play(board, &mut script, &mut busy).unwrap_or(false);
@@ -181,6 +189,9 @@ impl Session<'_> {
             if self.interrupted.load(Relaxed) {
                 control.end(Early::Interrupted);
             }
+            if script.uses_pic() && self.is_half_done(sent(), begun.elapsed()) {
+                script.switch_to_ioapic()?;
+            }
             script.step()?;
             script.breathe();
             let elapsed = begun.elapsed();
@@ -198,6 +209,13 @@ impl Session<'_> {
             bar.finish_and_clear();
         }
         Ok(())
+    }
+
+    fn is_half_done(&self, sent: u64, elapsed: Duration) -> bool {
+        match self.work {
+            Work::Count(count) => sent >= count / 2,
+            Work::For(duration) => elapsed >= duration / 2,
+        }
     }
 
     fn judge(
@@ -255,6 +273,7 @@ mod tests {
             work: Work::Count(2_000),
             eventfds: 4,
             cpus: 2,
+            begins: Begins::WithIoapic,
             seed,
             patience: Duration::from_secs(5),
             interrupted: &NEVER,
@@ -297,6 +316,15 @@ mod tests {
         for seed in 0..5 {
             let report = session(seed).run(Backend::Sim).unwrap();
             assert_eq!(report.outcome, Outcome::Passed, "{report}");
+        }
+    }
+
+    #[test]
+    fn runs_that_begin_with_the_pic_pass() {
+        for seed in 0..5 {
+            let report = Session { begins: Begins::WithPic, ..session(seed) }.run(Backend::Sim).unwrap();
+            assert_eq!(report.outcome, Outcome::Passed, "{report}");
+            assert!(report.by_pic() > 0, "{report}");
         }
     }
 
@@ -379,10 +407,10 @@ mod tests {
     #[test]
     fn as_many_eventfds_as_there_are_vectors_for_and_no_more() {
         // The number that --help names.
-        let report = Session { eventfds: 86, ..session(1) }.run(Backend::Sim).unwrap();
+        let report = Session { eventfds: 84, ..session(1) }.run(Backend::Sim).unwrap();
         assert_eq!(report.outcome, Outcome::Passed, "{report}");
-        assert!(check_room(86).is_ok());
-        assert!(check_room(87).unwrap_err().to_string().contains("more than 86"));
+        assert!(check_room(84).is_ok());
+        assert!(check_room(85).unwrap_err().to_string().contains("more than 84"));
     }
 
     #[test]
@@ -392,6 +420,6 @@ mod tests {
         assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
         let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
         assert_eq!(json["outcome"], "passed");
-        assert_eq!(json["sources"].as_array().unwrap().len(), 16);
+        assert_eq!(json["sources"].as_array().unwrap().len(), 20);
     }
 }

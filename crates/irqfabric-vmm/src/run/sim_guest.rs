@@ -80,9 +80,11 @@ impl Cpu {
     }
 
     fn take_interrupts(&self) {
-        while let Some(vector) = self.vcpu().acknowledge() {
+        while let Some(vector) = self.acknowledge() {
             match vector {
-                layout::FIRST_VECTOR..layout::END_VECTOR => self.handler(vector),
+                layout::PIC_VECTORS..layout::PIC_VECTORS_END | layout::FIRST_VECTOR..layout::END_VECTOR => {
+                    self.handler(vector)
+                }
                 layout::DOORBELL => {
                     self.write(layout::APIC_EOI, 0);
                     self.perform_posted();
@@ -92,14 +94,28 @@ impl Cpu {
         }
     }
 
+    fn acknowledge(&self) -> Option<u8> {
+        let mut vcpu = self.vcpu();
+        let Ok(()) = self.board.fabric.before_run(&mut vcpu) else {
+            unreachable!("a software vCPU takes what it said it takes")
+        };
+        vcpu.acknowledge()
+    }
+
     fn perform_posted(&self) {
         let (memory, base) = (&self.board.memory, mailbox_address(self.index));
         if memory.load::<u64>(base + mailbox::POSTED) != memory.load::<u64>(base + mailbox::DONE) {
             let address = memory.load::<u64>(base + mailbox::ADDRESS);
-            if memory.load::<u32>(base + mailbox::OPERATION) == mailbox::WRITE {
-                self.write(address, memory.load(base + mailbox::VALUE));
-            } else {
-                memory.store(base + mailbox::VALUE, self.read(address));
+            let value = memory.load::<u32>(base + mailbox::VALUE);
+            match memory.load::<u32>(base + mailbox::OPERATION) {
+                mailbox::WRITE => self.write(address, value),
+                mailbox::OUT => drop(self.board.fabric.pio_write(address as u16, &[value as u8])),
+                mailbox::IN => {
+                    let mut data = [0xff];
+                    self.board.fabric.pio_read(address as u16, &mut data);
+                    memory.store(base + mailbox::VALUE, u32::from(data[0]));
+                }
+                _ => memory.store(base + mailbox::VALUE, self.read(address)),
             }
             memory.store(base + mailbox::DONE, memory.load::<u64>(base + mailbox::POSTED));
         }
@@ -126,8 +142,19 @@ impl Cpu {
             memory.store(slot + source::SEEN, memory.load::<u64>(page + source::SENT));
             memory.store(slot + source::ENTRIES, memory.load::<u64>(slot + source::ENTRIES) + 1);
         }
-        self.write(layout::APIC_EOI, 0);
+        self.end_of_interrupt(vector);
         self.out(layout::HANDLED_PORT, layout::report(self.index, served, vector));
+    }
+
+    fn end_of_interrupt(&self, vector: u8) {
+        let [master, slave] = layout::PIC_COMMAND;
+        if vector >= layout::PIC_VECTORS_END {
+            return self.write(layout::APIC_EOI, 0);
+        }
+        if vector >= layout::pic_vector(8) {
+            self.board.fabric.pio_write(slave, &[layout::PIC_EOI]);
+        }
+        self.board.fabric.pio_write(master, &[layout::PIC_EOI]);
     }
 
     fn out(&self, port: u16, value: u32) {

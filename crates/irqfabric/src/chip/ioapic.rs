@@ -7,6 +7,8 @@
 //! Accesses follow KVM's in-kernel IOAPIC (`arch/x86/kvm/ioapic.c`): registers answer at their own offset
 //! only, narrow writes are extended with zeros, wide reads too, everything else reads zero and ignores writes.
 
+mod spec;
+
 use crate::line::Level;
 use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Message, RequesterId, Trigger, WINDOW_START};
 use spec::{RedirectionEntry, Register};
@@ -41,6 +43,8 @@ pub struct Ioapic {
     // Configuration.
     version: Version,
     requester: RequesterId,
+    /// The bits of an entry that a guest may write.
+    writable: RedirectionEntry,
     // State.
     id: u8,
     select: u8,
@@ -65,11 +69,19 @@ pub enum Version {
 /// What a register write leads to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
-pub struct Written {
-    /// The pin whose redirection entry was written: ask [`Ioapic::due`].
-    pub entry: Option<u8>,
-    /// The pins that the EOI register has ended, which are those whose remote IRR went from set to clear.
-    pub ended: PinSet,
+pub enum Written {
+    /// Nothing that a pin could tell.
+    #[default]
+    Nothing,
+    /// A redirection entry: ask [`Ioapic::due`].
+    Entry {
+        /// The pin that it belongs to.
+        pin: u8,
+        /// Whether the write has ended the pin's interrupt: it made the entry edge while remote IRR was set.
+        ended: bool,
+    },
+    /// The EOI register: [`Ioapic::end_of_interrupt`] is the owner's to call, as for a local APIC's broadcast.
+    EndOfInterrupt(u8),
 }
 
 /// A number of pins that no chip has.
@@ -133,6 +145,7 @@ impl Ioapic {
         Self {
             version: Version::default(),
             requester: RequesterId::default(),
+            writable: RedirectionEntry::WRITABLE,
             id: 0,
             select: 0,
             entries: vec![RedirectionEntry::RESET; pins].into(),
@@ -154,6 +167,21 @@ impl Ioapic {
     /// The same chip sending as `requester`: what its firmware tables say for interrupt remapping.
     pub fn with_requester(self, requester: RequesterId) -> Self {
         Self { requester, ..self }
+    }
+
+    /// The same chip for a machine on which ends of interrupts do not come back: the trigger mode bit of every entry reads
+    /// edge, whatever is written. A pin that was level-triggered becomes edge; what it had in service, and that its line was
+    /// high, is forgotten.
+    ///
+    /// A level pin would deliver once and never again. So each rise of a line is one message, whatever the guest thinks
+    /// the pin is; Linux takes a level interrupt that comes as an edge for a known flaw of the 82093AA, and copes.
+    pub fn with_edges_only(mut self) -> Self {
+        self.writable.set_trigger(Trigger::Edge);
+        self.high = PinSet::EMPTY;
+        for entry in &mut self.entries {
+            *entry = entry.with_trigger(Trigger::Edge).with_remote_irr(false);
+        }
+        self
     }
 
     /// How many pins it has.
@@ -207,28 +235,47 @@ impl Ioapic {
         match Register::at(offset, self.version) {
             Some(Register::Select) => self.select = value as u8,
             Some(Register::Window) => return self.write_selected(value),
-            Some(Register::EndOfInterrupt) => {
-                return Written { entry: None, ended: self.end_of_interrupt(value as u8) };
-            }
+            Some(Register::EndOfInterrupt) => return Written::EndOfInterrupt(value as u8),
             None => {}
         }
-        Written::default()
+        Written::Nothing
     }
 
-    /// A local APIC has broadcast the end of `vector`, or the guest wrote it to the EOI register: clears the
-    /// remote IRR of every level pin whose entry holds that vector, and returns them.
+    /// The pin whose redirection entry an access at `offset` would reach.
+    pub fn entry_at(&self, offset: u64) -> Option<u8> {
+        let window = matches!(Register::at(offset, self.version), Some(Register::Window));
+        let (pin, _) = spec::entry_of(self.select).filter(|(pin, _)| window && *pin < self.entries.len())?;
+        Some(pin as u8)
+    }
+
+    /// A local APIC has broadcast the end of `vector`, or the guest wrote it to the EOI register: [ends](Self::end) the
+    /// interrupt of every pin [concerned](Self::ending), and returns them.
+    pub fn end_of_interrupt(&mut self, vector: u8) -> PinSet {
+        let ending = self.ending(vector);
+        ending.for_each(|pin| {
+            let _ = self.end(pin, vector);
+        });
+        ending
+    }
+
+    /// The pins that an end of `vector` concerns: those with remote IRR set whose entry holds that vector.
     ///
     /// It goes by the entry's vector field as it is now, as on silicon: under interrupt remapping Linux keeps
     /// the pin's number there.
-    pub fn end_of_interrupt(&mut self, vector: u8) -> PinSet {
-        let mut ended = PinSet::EMPTY;
-        for (pin, entry) in (0..).zip(self.entries.iter_mut()) {
-            if entry.remote_irr() && entry.vector() == vector {
-                entry.set_remote_irr(false);
-                ended.insert(pin);
-            }
+    pub fn ending(&self, vector: u8) -> PinSet {
+        let concerned = |entry: &RedirectionEntry| entry.remote_irr() && entry.vector() == vector;
+        (0..).zip(&self.entries).filter(|(_, entry)| concerned(entry)).map(|(pin, _)| pin).collect()
+    }
+
+    /// Ends the interrupt of one pin, if an end of `vector` concerns it still: clears its remote IRR. Whether it did.
+    #[must_use]
+    pub fn end(&mut self, pin: u8, vector: u8) -> bool {
+        let Some(entry) = self.entries.get_mut(usize::from(pin)) else { return false };
+        let ends = entry.remote_irr() && entry.vector() == vector;
+        if ends {
+            entry.set_remote_irr(false);
         }
-        ended
+        ends
     }
 
     // The way out: messages and what came of them.
@@ -285,7 +332,7 @@ impl Ioapic {
 
     /// Everything that a guest can tell about the chip.
     pub fn save(&self) -> IoapicState {
-        let Self { version, requester, id, select, entries, high, edges } = self;
+        let Self { version, requester, writable: _, id, select, entries, high, edges } = self;
         let pins = (0..).zip(entries).map(|(pin, entry)| PinState {
             entry: entry.into_bits(),
             level: if high.contains(pin) { Level::High } else { Level::Low },
@@ -329,14 +376,16 @@ impl Ioapic {
             self.id = (value >> 24) as u8 & 0xf;
         }
         // Version and arbitration are read-only: Windows writes 0 to the former.
-        let Some((pin, half)) = spec::entry_of(self.select) else { return Written::default() };
-        let Some(entry) = self.entries.get_mut(pin) else { return Written::default() };
-        entry.write_half(half, value);
+        let Some((pin, half)) = spec::entry_of(self.select) else { return Written::Nothing };
+        let Some(entry) = self.entries.get_mut(pin) else { return Written::Nothing };
+        let in_service = entry.remote_irr();
+        entry.write_half(half, value, self.writable);
+        let ended = in_service && !entry.remote_irr();
         let pin = pin as u8;
         if entry.trigger_mode() == Trigger::Level {
             self.edges.remove(pin);
         }
-        Written { entry: Some(pin), ended: PinSet::EMPTY }
+        Written::Entry { pin, ended }
     }
 }
 
@@ -409,144 +458,6 @@ impl FromIterator<u8> for PinSet {
 impl fmt::Debug for PinSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(*self).finish()
-    }
-}
-
-/// The registers as the data sheet lays them out.
-mod spec {
-    use super::*;
-    use bitfield_struct::bitfield;
-
-    pub(super) const INDEX_ID: u8 = 0;
-    pub(super) const INDEX_VERSION: u8 = 1;
-    pub(super) const INDEX_ARBITRATION: u8 = 2;
-    const INDEX_ENTRIES: u8 = 0x10;
-
-    pub(super) enum Register {
-        Select,
-        Window,
-        EndOfInterrupt,
-    }
-
-    impl Register {
-        pub(super) fn at(offset: u64, version: Version) -> Option<Self> {
-            match offset {
-                0x00 => Some(Self::Select),
-                0x10 => Some(Self::Window),
-                0x40 if version == Version::V20 => Some(Self::EndOfInterrupt),
-                _ => None,
-            }
-        }
-    }
-
-    #[derive(Clone, Copy)]
-    pub(super) enum Half {
-        Low,
-        High,
-    }
-
-    /// The pin and half that an index names.
-    pub(super) fn entry_of(index: u8) -> Option<(usize, Half)> {
-        let index = index.checked_sub(INDEX_ENTRIES)?;
-        let half = if index & 1 == 0 { Half::Low } else { Half::High };
-        Some((usize::from(index / 2), half))
-    }
-
-    #[bitfield(u64)]
-    #[derive(PartialEq, Eq)]
-    pub(super) struct RedirectionEntry {
-        pub vector: u8,
-        #[bits(3)]
-        pub delivery_mode: u8,
-        #[bits(1)]
-        pub destination_mode: DestinationMode,
-        /// Read-only, and always idle: a delivery is over before the access that caused it returns.
-        pub delivery_status: bool,
-        /// Kept for the guest, see `line`.
-        pub active_low: bool,
-        /// Read-only.
-        pub remote_irr: bool,
-        #[bits(1)]
-        pub trigger: Trigger,
-        pub masked: bool,
-        #[bits(31)]
-        __: u32,
-        /// The entry names an interrupt remapping table entry (VT-d 5.1.5.1).
-        pub remappable: bool,
-        #[bits(7)]
-        pub extended_destination: u8,
-        pub destination: u8,
-    }
-
-    impl RedirectionEntry {
-        pub(super) const RESET: Self = Self::new().with_masked(true);
-
-        /// The bits that a guest may write.
-        const WRITABLE: u64 = {
-            let all = Self::new()
-                .with_vector(0xff)
-                .with_delivery_mode(7)
-                .with_destination_mode(DestinationMode::Logical)
-                .with_active_low(true)
-                .with_trigger(Trigger::Level)
-                .with_masked(true)
-                .with_remappable(true)
-                .with_extended_destination(0x7f)
-                .with_destination(0xff);
-            all.into_bits()
-        };
-
-        /// The trigger mode that counts: NMI, SMI, INIT and ExtINT are edges whatever the bit says.
-        pub(super) fn trigger_mode(self) -> Trigger {
-            let vectored = DeliveryMode::from_bits(self.delivery_mode()).is_none_or(DeliveryMode::has_vector);
-            if vectored { self.trigger() } else { Trigger::Edge }
-        }
-
-        /// Not while it is masked, nor with a reserved delivery mode (the field means nothing in a remappable entry).
-        pub(super) fn sends(self) -> bool {
-            let defined = self.remappable() || DeliveryMode::from_bits(self.delivery_mode()).is_some();
-            defined && !self.masked()
-        }
-
-        pub(super) fn half(self, half: Half) -> u32 {
-            match half {
-                Half::Low => self.into_bits() as u32,
-                Half::High => (self.into_bits() >> 32) as u32,
-            }
-        }
-
-        /// Merges a written half into the entry; read-only bits stay, except that an edge pin has no
-        /// remote IRR (Linux ends a level interrupt on version 0x11 by making the pin edge for a moment).
-        pub(super) fn write_half(&mut self, half: Half, value: u32) {
-            let (written, shift) = match half {
-                Half::Low => (0xffff_ffff, 0),
-                Half::High => (0xffff_ffff << 32, 32),
-            };
-            let mask = Self::WRITABLE & written;
-            *self = Self::from_bits(self.into_bits() & !mask | u64::from(value) << shift & mask);
-            if self.trigger_mode() == Trigger::Edge {
-                self.set_remote_irr(false);
-            }
-        }
-
-        pub(super) fn restored(bits: u64) -> Self {
-            let entry = Self::from_bits(bits & Self::WRITABLE);
-            let in_service = Self::from_bits(bits).remote_irr() && entry.trigger_mode() == Trigger::Level;
-            entry.with_remote_irr(in_service)
-        }
-
-        /// The plain swizzle of an entry into a message: 63:48 → address 19:4, 11 → address 2, 10:8 → data 10:8.
-        /// It serves the remappable format as well (VT-d 5.1.5.1).
-        pub(super) fn message(self, requester: RequesterId) -> Message {
-            let bits = self.into_bits();
-            let level = u64::from(self.trigger_mode() == Trigger::Level);
-            Message {
-                address: WINDOW_START | bits >> 48 << 4 | u64::from(self.destination_mode().into_bits()) << 2,
-                // Level assert goes with level trigger, as the data sheet's bus message has it.
-                data: (bits & 0x7ff | level << 14 | level << 15) as u32,
-                requester,
-            }
-        }
     }
 }
 

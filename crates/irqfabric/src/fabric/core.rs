@@ -1,13 +1,14 @@
 //! Where messages are translated and delivered: one place for pins and vectors alike.
 
 use super::dispatcher::Dispatcher;
+use super::pic::PicPort;
 use super::promotion::{HotVectors, Promotion};
 use super::translation::Translation;
 use super::vector::Vector;
 use crate::hv::{HvError, Hypervisor};
 use crate::memory::Memory;
 use crate::msg::{Acceptance, Interrupt, Message, NotAnInterrupt};
-use crate::remap::{Cookie, Entries, Refusal};
+use crate::remap::{Cookie, Entries, Refusal, Remapper};
 use crate::route::{Cost, GsiTable, Since};
 use crate::sync::{Condvar, Mutex, wait};
 use std::collections::BTreeMap;
@@ -17,11 +18,13 @@ use std::sync::{Arc, OnceLock, Weak};
 
 pub(crate) struct Core {
     pub(crate) hypervisor: Box<dyn Hypervisor>,
-    pub(crate) memory: Option<Box<dyn Memory>>,
+    pub(crate) memory: Option<Arc<dyn Memory>>,
     pub(crate) translation: Translation,
     /// Whose cached translation came from where. A leaf.
     pub(crate) cookies: CookieIndex,
     pub(crate) table: Arc<GsiTable>,
+    /// Where external interrupts come from, if there is such a chip.
+    pub(crate) pic: Option<Arc<PicPort>>,
     pub(crate) promotion: Promotion,
     /// Whether there can be hot vectors at all: there are GSIs for them, and the hypervisor has not said that it cannot.
     pub(crate) promotes: AtomicBool,
@@ -31,7 +34,7 @@ pub(crate) struct Core {
     pub(crate) detach_cost: Cost,
     /// How many are being detached.
     pub(crate) detaching: AtomicU64,
-    /// Started with the first eventfd.
+    /// Started with the first eventfd, or the first thing that is put off.
     pub(crate) dispatcher: OnceLock<Dispatcher>,
     pub(crate) counters: Counters,
 }
@@ -63,12 +66,21 @@ pub(crate) struct Counters {
     pub(crate) promotions: AtomicU64,
     pub(crate) evictions: AtomicU64,
     pub(crate) shortages: AtomicU64,
+    pub(crate) brakes: AtomicU64,
 }
 
 impl Counters {
     pub(crate) fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Relaxed);
     }
+}
+
+/// What an invalidation covers.
+#[derive(Default)]
+pub(crate) struct Covered {
+    pub(crate) vectors: Vec<Arc<Vector>>,
+    /// Some are being dropped, which is to be [waited for](CookieIndex::wait_for_dropped).
+    pub(crate) dropping: bool,
 }
 
 impl CookieIndex {
@@ -100,9 +112,17 @@ impl CookieIndex {
     }
 
     /// The vectors whose cached translation came from `covered`. The work grows with their number only.
-    pub(crate) fn covered(&self, covered: &Entries) -> Vec<Arc<Vector>> {
-        let Some(index) = &self.0 else { return Vec::new() };
-        index.entries.lock().of(covered).filter_map(Weak::upgrade).collect()
+    pub(crate) fn covered(&self, covered: &Entries) -> Covered {
+        let mut found = Covered::default();
+        if let Some(index) = &self.0 {
+            for vector in index.entries.lock().of(covered) {
+                match vector.upgrade() {
+                    Some(vector) => found.vectors.push(vector),
+                    None => found.dropping = true,
+                }
+            }
+        }
+        found
     }
 
     /// Returns when none of the vectors of `covered` is being dropped, which takes a detach: until that is over the kernel
@@ -140,6 +160,17 @@ impl Core {
         })
     }
 
+    /// A pin's message asks for the PIC's vector: it waits for its processor. Without a PIC there is nobody to ask. No system
+    /// call; whoever holds no lock any more [rings](PicPort::ring).
+    #[cold]
+    pub(crate) fn external(&self, interrupt: &Interrupt) -> Acceptance {
+        let acceptance = self.pic.as_ref().map_or(Acceptance::Refused, |pic| pic.message(interrupt));
+        if acceptance == Acceptance::Refused {
+            Counters::count(&self.counters.dropped);
+        }
+        acceptance
+    }
+
     /// Returns whether the edit `since` is in force.
     pub(crate) fn publish(&self, since: Since) -> bool {
         let published = self.table.publish(since, &*self.hypervisor);
@@ -149,10 +180,16 @@ impl Core {
         published.is_ok()
     }
 
-    /// A message that is not delivered: a write to memory is performed as one, the rest is dropped and counted.
-    pub(crate) fn refused(&self, message: &Message, why: Refusal) {
+    /// A message that was sent and is not delivered: a write to memory is performed as one, a fault recorded, the rest is dropped;
+    /// all are counted.
+    pub(crate) fn refused(&self, remapper: &dyn Remapper, message: &Message, why: Refusal) {
         let counter = match (why, &self.memory) {
-            (Refusal::Blocked(_), _) => &self.counters.blocked,
+            (Refusal::Blocked(fault), _) => {
+                remapper.record(message, fault, &|event| {
+                    let _ = self.deliver(event);
+                });
+                &self.counters.blocked
+            }
             (Refusal::NotAnInterrupt(NotAnInterrupt::Memory(address)), Some(memory))
                 if memory.write(address, &message.data.to_le_bytes()).is_ok() =>
             {

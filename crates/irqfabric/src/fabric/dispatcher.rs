@@ -1,13 +1,15 @@
-//! The dispatcher: one thread that waits for every cold eventfd and delivers for it.
+//! The dispatcher: one thread that waits for every cold eventfd, and for every line's, and does what it asks for.
 //!
 //! An eventfd is added once and stays. While an irqfd is attached the kernel takes its events before any waiter sees
-//! them, so a hot vector costs the dispatcher nothing and needs no removal. The thread starts with the first eventfd. It
-//! has one deadline, that of the candidates for promotion, and sleeps without a timeout when there are none.
+//! them, so a hot vector costs the dispatcher nothing and needs no removal. The thread starts with the first eventfd, or
+//! the first thing that is put off. All deadlines that the fabric has are here: that of the candidates for promotion, and what
+//! [`at`](Dispatcher::at) was given; while there is none the thread sleeps without a timeout.
 
 use super::core::{Core, Counters};
 use super::promotion::Candidates;
-use super::vector::{Vector, Wish};
+use super::vector::Vector;
 use crate::sync::{EventFd, Mutex};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +30,13 @@ pub(crate) struct Dispatcher {
     thread: std::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
+/// Whose eventfd the dispatcher waits for.
+pub(super) trait Listen: Send + Sync {
+    /// The eventfd is readable: called on the dispatcher's thread, with no lock held. The answer is a vector for which
+    /// a route would pay.
+    fn readable(self: Arc<Self>) -> Option<Arc<Vector>>;
+}
+
 /// An eventfd's place at the dispatcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token(u32);
@@ -37,12 +46,20 @@ struct Shared {
     wake: EventFd,
     stop: AtomicBool,
     slots: Mutex<Slots>,
+    deadlines: Mutex<Deadlines>,
 }
 
 #[derive(Default)]
 struct Slots {
-    vectors: Vec<Weak<Vector>>,
+    listeners: Vec<Option<Weak<dyn Listen>>>,
     free: Vec<u32>,
+}
+
+/// What is put off, by its time. The second half of the key tells apart what falls on the same moment.
+#[derive(Default)]
+struct Deadlines {
+    acts: BTreeMap<(Instant, u64), Box<dyn FnOnce() + Send>>,
+    next: u64,
 }
 
 /// The epoll data of `Shared::wake`: no slot has it.
@@ -69,6 +86,7 @@ impl Dispatcher {
             wake: EventFd::new(EFD_NONBLOCK)?,
             stop: AtomicBool::new(false),
             slots: Mutex::default(),
+            deadlines: Mutex::default(),
         });
         let wake = EpollEvent::new(EventSet::IN, WAKE);
         shared.epoll.ctl(ControlOperation::Add, shared.wake.as_raw_fd(), wake)?;
@@ -80,9 +98,10 @@ impl Dispatcher {
         Ok(Self { shared, thread: std::sync::Mutex::new(Some(thread)) })
     }
 
-    /// Listens to `eventfd` for `vector` from now on.
-    pub(super) fn add(&self, eventfd: &EventFd, vector: &Arc<Vector>) -> io::Result<Token> {
-        let token = self.shared.slots.lock().insert(Arc::downgrade(vector));
+    /// Listens to `eventfd` for `listener` from now on.
+    pub(super) fn add<L: Listen + 'static>(&self, eventfd: &EventFd, listener: &Arc<L>) -> io::Result<Token> {
+        let listener: Weak<L> = Arc::downgrade(listener);
+        let token = self.shared.slots.lock().insert(listener);
         let interest = EpollEvent::new(EventSet::IN, token.0.into());
         if let Err(error) = self.shared.epoll.ctl(ControlOperation::Add, eventfd.as_raw_fd(), interest) {
             self.shared.slots.lock().remove(token);
@@ -105,6 +124,14 @@ impl Dispatcher {
         let _ = self.shared.epoll.ctl(ControlOperation::Delete, eventfd.as_raw_fd(), nothing);
         self.shared.slots.lock().remove(token);
     }
+
+    /// Calls `act` when that time has come, on the dispatcher's thread and with no lock held.
+    pub(super) fn at(&self, time: Instant, act: impl FnOnce() + Send + 'static) {
+        if self.shared.deadlines.lock().insert(time, Box::new(act)) {
+            // It sleeps for longer than that.
+            let _ = self.shared.wake.write(1);
+        }
+    }
 }
 
 impl Drop for Dispatcher {
@@ -119,23 +146,52 @@ impl Drop for Dispatcher {
     }
 }
 
+impl Shared {
+    fn take_due(&self) -> Option<Box<dyn FnOnce() + Send>> {
+        self.deadlines.lock().take_due()
+    }
+}
+
 impl Slots {
-    fn insert(&mut self, vector: Weak<Vector>) -> Token {
+    fn insert(&mut self, listener: Weak<dyn Listen>) -> Token {
         match self.free.pop() {
             Some(slot) => {
-                self.vectors[slot as usize] = vector;
+                self.listeners[slot as usize] = Some(listener);
                 Token(slot)
             }
             None => {
-                self.vectors.push(vector);
-                Token(self.vectors.len() as u32 - 1)
+                self.listeners.push(Some(listener));
+                Token(self.listeners.len() as u32 - 1)
             }
         }
     }
 
     fn remove(&mut self, token: Token) {
-        self.vectors[token.0 as usize] = Weak::new();
+        self.listeners[token.0 as usize] = None;
         self.free.push(token.0);
+    }
+
+    fn get(&self, token: u64) -> Option<Arc<dyn Listen>> {
+        self.listeners.get(token as usize)?.as_ref()?.upgrade()
+    }
+}
+
+impl Deadlines {
+    /// Returns whether it is the first of all.
+    fn insert(&mut self, time: Instant, act: Box<dyn FnOnce() + Send>) -> bool {
+        let key = (time, self.next);
+        self.next += 1;
+        self.acts.insert(key, act);
+        self.acts.first_key_value().is_some_and(|(&first, _)| first == key)
+    }
+
+    fn first(&self) -> Option<Instant> {
+        self.acts.first_key_value().map(|(&(time, _), _)| time)
+    }
+
+    fn take_due(&mut self) -> Option<Box<dyn FnOnce() + Send>> {
+        let first = self.acts.first_entry()?;
+        (first.key().0 <= Instant::now()).then(|| first.remove())
     }
 }
 
@@ -144,7 +200,8 @@ fn run(shared: &Shared, core: &Weak<Core>) {
     let mut events = vec![EpollEvent::default(); BATCH];
     let mut rounds = 0;
     loop {
-        let timeout = candidates.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let deadline = candidates.deadline().into_iter().chain(shared.deadlines.lock().first()).min();
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let ready = match shared.epoll.wait(milliseconds(timeout), &mut events) {
             Ok(ready) => ready,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -159,11 +216,12 @@ fn run(shared: &Shared, core: &Weak<Core>) {
         let Some(core) = core.upgrade() else { return };
         Counters::count(&core.counters.wakeups);
         for event in &events[..ready] {
-            let vector = shared.slots.lock().vectors.get(event.data() as usize).and_then(Weak::upgrade);
-            if let Some(vector) = vector
-                && vector.on_eventfd() == Wish::Route
-            {
-                candidates.push(&core, &vector);
+            if event.data() == WAKE {
+                let _ = shared.wake.read();
+            }
+            let listener = shared.slots.lock().get(event.data());
+            if let Some(candidate) = listener.and_then(|listener| listener.readable()) {
+                candidates.push(&core, &candidate);
             }
         }
         rounds += 1;
@@ -171,6 +229,9 @@ fn run(shared: &Shared, core: &Weak<Core>) {
             continue;
         }
         rounds = 0;
+        while let Some(act) = shared.take_due() {
+            act();
+        }
         candidates.promote_if_due(&core);
     }
 }

@@ -16,16 +16,29 @@
 //! made it is on its way. Whoever finds its own looks again at what is due and what it translates to: an
 //! invalidation makes no generation. While remote IRR is set nothing is due, so the route cannot change under an
 //! interrupt in service, whatever is written to the entry.
+//!
+//! **Later.** Two things are left to the dispatcher to try again after [`DELAY`]: a level whose route the host could not
+//! commit, and the storm brake's. A level that nobody lowers, on a pin whose entry nobody touches, comes back at each
+//! end of its interrupt, and a guest that has no handler for it does nothing else any more; after [`STORM`] of these in a row
+//! the next waits, so that the guest gets to run (KVM's own IOAPIC does the same: `arch/x86/kvm/ioapic.c`, IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT). Whatever else
+//! gives a reason to deliver meanwhile does so at once.
 
-use super::core::Core;
+use super::core::{Core, Counters};
 use super::report::PinStats;
-use super::translation::{Translating, Translation};
-use crate::chip::ioapic::{Ioapic, PinSet};
+use super::translation::Translating;
+use crate::chip::ioapic::{Ioapic, PinSet, Written};
 use crate::line::{Level, Pin};
-use crate::msg::{Acceptance, Interrupt, Trigger};
-use crate::remap;
+use crate::msg::{Acceptance, DeliveryMode, Interrupt, Trigger};
+use crate::remap::{Entries, Target, Translation};
 use crate::sync::{Mutex, MutexGuard};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How many redeliveries in a row make a storm.
+const STORM: u32 = 10_000;
+
+/// How long what is put off waits.
+const DELAY: Duration = Duration::from_millis(10);
 
 pub(crate) struct IoapicPort {
     core: Arc<Core>,
@@ -43,6 +56,12 @@ struct State {
 struct PinPort {
     parking: Parking,
     generation: u64,
+    /// Ends of interrupts since the line was last low or the entry accessed: of the line's high level, but for the first.
+    ends: u32,
+    /// When the dispatcher is to try again, if nobody has by then.
+    later: Option<Instant>,
+    /// The dispatcher has been asked to look.
+    asked: bool,
     stats: PinStats,
 }
 
@@ -65,6 +84,16 @@ enum Park {
     },
     /// The thread that commits this route will deliver.
     Elsewhere,
+}
+
+/// What came of a commit.
+enum Parked {
+    /// The route is in force.
+    Yes,
+    /// The pin wants another by now: whoever wants it is on the way.
+    Overtaken,
+    /// The table was not taken.
+    Failed,
 }
 
 /// Both locks that a delivery needs, in their order.
@@ -103,7 +132,9 @@ impl IoapicPort {
         let mut newest = None;
         for pin in state.chip.in_service() {
             let Some(message) = state.chip.programmed(pin) else { continue };
-            let Ok(remap::Translation { interrupt, .. }) = translation.translate(&message) else { continue };
+            let Ok(Translation { target: Target::Interrupt(interrupt), .. }) = translation.translate(&message) else {
+                continue;
+            };
             if state.parks(pin, &interrupt) {
                 newest = newest.max(Some(self.core.table.put(self.gsi(pin), interrupt)));
                 state.pins[usize::from(pin)].parking = Parking::Parked(interrupt);
@@ -113,20 +144,30 @@ impl IoapicPort {
     }
 
     /// A line's level; see [`Pin::set`].
-    fn set(&self, pin: u8, level: Level) {
+    fn set(self: &Arc<Self>, pin: u8, level: Level) {
         if level == Level::Low {
             // Nothing is delivered for it, so nothing is translated.
-            let _ = self.state.lock().chip.set(pin, level);
+            let mut state = self.state.lock();
+            let _ = state.chip.set(pin, level);
+            state.pins[usize::from(pin)].calm();
             return;
         }
         let mut session = self.enter();
-        if session.state.chip.set(pin, level) {
-            self.attempt(session, pin);
+        if !session.state.chip.set(pin, level) {
+            return;
         }
+        if session.state.storms(pin) {
+            if self.put_off(session, pin) {
+                return Counters::count(&self.core.counters.brakes);
+            }
+            // There is no thread to wait for it.
+            session = self.enter();
+        }
+        self.attempt(session, pin);
     }
 
     /// A rise and a fall under one lock. A level pin is delivered before it falls.
-    fn pulse(&self, pin: u8) {
+    fn pulse(self: &Arc<Self>, pin: u8) {
         let mut session = self.enter();
         if session.state.chip.trigger(pin) == Some(Trigger::Level) {
             drop(session);
@@ -142,41 +183,62 @@ impl IoapicPort {
     }
 
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
-        self.state.lock().chip.read(offset, data);
+        let mut state = self.state.lock();
+        state.chip.read(offset, data);
+        if let Some(pin) = state.chip.entry_at(offset) {
+            state.pins[usize::from(pin)].ends = 0;
+        }
     }
 
-    /// Returns the pins that the write has ended, whose lines the caller drives again.
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> PinSet {
+    /// What the write has ended, or asks to end, is the caller's to bring to the lines concerned.
+    pub(crate) fn write(self: &Arc<Self>, offset: u64, data: &[u8]) -> Written {
         let mut session = self.enter();
         let written = session.state.chip.write(offset, data);
-        session.state.count_ended(written.ended);
-        if let Some(pin) = written.entry {
+        if let Written::Entry { pin, ended } = written {
             session.state.entry_writes += 1;
+            let port = &mut session.state.pins[usize::from(pin)];
+            port.stats.ended += u64::from(ended);
+            port.calm();
             if session.state.unpark_edge(pin) {
                 self.core.table.release(self.gsi(pin));
             }
             self.attempt(session, pin);
         }
-        written.ended
+        written
     }
 
-    /// Returns the pins that it has ended, whose lines the caller drives again.
-    pub(crate) fn end_of_interrupt(&self, vector: u8) -> PinSet {
+    /// The pins whose interrupt an end of `vector` concerns.
+    pub(crate) fn ending(&self, vector: u8) -> PinSet {
+        self.state.lock().chip.ending(vector)
+    }
+
+    /// Ends the interrupt of one of them, if it still is one: whether it was. Called with its line's lock held, which has the
+    /// level `left` and goes on to drive the pin to it.
+    pub(crate) fn end(&self, pin: u8, vector: u8, left: Level) -> bool {
         let mut state = self.state.lock();
-        let ended = state.chip.end_of_interrupt(vector);
-        state.count_ended(ended);
+        let ended = state.chip.end(pin, vector);
+        if ended {
+            let port = &mut state.pins[usize::from(pin)];
+            port.stats.ended += 1;
+            port.ends += 1;
+            if left == Level::Low {
+                port.calm();
+                let _ = state.chip.set(pin, left);
+            }
+        }
         ended
     }
 
-    /// The pins that have something to send and a translation for it: what was blocked before an invalidation and is not any
-    /// more. A pin without one is left alone, so that no fault is recorded for a message that was not sent.
-    pub(crate) fn recovered(&self) -> PinSet {
-        if matches!(self.core.translation, Translation::Fixed(_)) {
+    /// The pins that have something to send and a translation for it that is one of `entries`: what was blocked before an
+    /// invalidation and is not any more. A pin without one is left alone, so that no fault is recorded for a message
+    /// that was not sent.
+    pub(crate) fn recovered(&self, entries: &Entries) -> PinSet {
+        if self.core.translation.is_fixed() {
             return PinSet::EMPTY;
         }
         let Session { translation, state } = self.enter();
-        let sends = |&pin: &u8| state.chip.due(pin).is_some_and(|message| translation.translate(&message).is_ok());
-        (0..state.chip.pins() as u8).filter(sends).collect()
+        let sends = |message| translation.translate(&message).is_ok_and(|now| entries.covers(now.cookie));
+        (0..state.chip.pins() as u8).filter(|&pin| state.chip.due(pin).is_some_and(sends)).collect()
     }
 
     pub(crate) fn save(&self) -> crate::chip::ioapic::IoapicState {
@@ -204,12 +266,17 @@ impl IoapicPort {
     ///
     /// Inlined: behind a system call the processor predicts no return, and each one costs as much as a lock.
     #[inline(always)]
-    fn attempt<'a>(&'a self, mut session: Session<'a>, pin: u8) {
+    fn attempt<'a>(self: &'a Arc<Self>, mut session: Session<'a>, pin: u8) {
         while let Some(message) = session.state.chip.due(pin) {
             let interrupt = match session.translation.translate(&message) {
-                Ok(translation) => translation.interrupt,
+                Ok(Translation { target: Target::Interrupt(interrupt), .. }) => interrupt,
+                // Who waits for it is called with no lock held, and a pin's line is.
+                Ok(Translation { target: Target::Event(_), .. }) => {
+                    Counters::count(&self.core.counters.dropped);
+                    return session.state.delivered(pin, Acceptance::Refused);
+                }
                 Err(why) => {
-                    self.core.refused(&message, why);
+                    self.core.refused(&*session.translation, &message, why);
                     return session.state.delivered(pin, Acceptance::Refused);
                 }
             };
@@ -219,7 +286,10 @@ impl IoapicPort {
             };
             match park {
                 Park::Ready => {
-                    let acceptance = self.core.deliver(&interrupt);
+                    let acceptance = match interrupt.delivery_mode {
+                        DeliveryMode::ExtInt => self.core.external(&interrupt),
+                        _ => self.core.deliver(&interrupt),
+                    };
                     return session.state.delivered(pin, acceptance);
                 }
                 Park::Elsewhere => return,
@@ -228,8 +298,13 @@ impl IoapicPort {
                     drop(session);
                     let published = self.core.publish(since);
                     session = self.enter();
-                    if !session.state.pins[usize::from(pin)].parked(generation, published) {
-                        return;
+                    match session.state.pins[usize::from(pin)].parked(generation, published) {
+                        Parked::Yes => {}
+                        Parked::Overtaken => return,
+                        Parked::Failed => {
+                            self.put_off(session, pin);
+                            return;
+                        }
                     }
                     // In between the line may have fallen, the pin been masked, the message rewritten to another that
                     // asks for the same interrupt, which was left to us, or its translation invalidated: look again.
@@ -238,9 +313,70 @@ impl IoapicPort {
             }
         }
     }
+
+    /// Leaves it to the dispatcher to try `pin` again in a while. Whether it will.
+    #[cold]
+    fn put_off(self: &Arc<Self>, mut session: Session<'_>, pin: u8) -> bool {
+        let time = Instant::now() + DELAY;
+        let port = &mut session.state.pins[usize::from(pin)];
+        port.later = Some(time);
+        if std::mem::replace(&mut port.asked, true) {
+            // It looks at the time when it comes to it.
+            return true;
+        }
+        drop(session);
+        self.ask(pin, time)
+    }
+
+    fn ask(self: &Arc<Self>, pin: u8, time: Instant) -> bool {
+        let asked = Core::dispatcher(&self.core);
+        match asked {
+            Ok(dispatcher) => {
+                let port = Arc::downgrade(self);
+                dispatcher.at(time, move || {
+                    if let Some(port) = port.upgrade() {
+                        port.try_again(pin, Instant::now());
+                    }
+                });
+            }
+            Err(_) => {
+                Counters::count(&self.core.counters.shortages);
+                let port = &mut self.state.lock().pins[usize::from(pin)];
+                (port.asked, port.later) = (false, None);
+            }
+        }
+        asked.is_ok()
+    }
+
+    /// The dispatcher looks at a pin that was put off. It is not in the way of any other delivery.
+    fn try_again(self: &Arc<Self>, pin: u8, now: Instant) {
+        let mut session = self.enter();
+        let port = &mut session.state.pins[usize::from(pin)];
+        match port.later {
+            Some(time) if time > now => {
+                drop(session);
+                self.ask(pin, time);
+            }
+            later => {
+                (port.asked, port.later) = (false, None);
+                if later.is_some() {
+                    self.attempt(session, pin);
+                }
+            }
+        }
+    }
 }
 
 impl State {
+    /// Whether the next delivery of `pin` is one too many in a row.
+    fn storms(&mut self, pin: u8) -> bool {
+        let storms = self.pins[usize::from(pin)].ends > STORM && self.chip.due(pin).is_some();
+        if storms {
+            self.pins[usize::from(pin)].ends = 0;
+        }
+        storms
+    }
+
     /// Whether an EOI exit for `interrupt` can mean this pin and must therefore be asked for: it is
     /// level-triggered and has the vector that the entry's vector field is compared with.
     fn parks(&self, pin: u8, interrupt: &Interrupt) -> bool {
@@ -262,16 +398,11 @@ impl State {
 
     fn delivered(&mut self, pin: u8, acceptance: Acceptance) {
         self.chip.delivered(pin, acceptance);
-        let stats = &mut self.pins[usize::from(pin)].stats;
+        let port = &mut self.pins[usize::from(pin)];
+        port.later = None;
         match acceptance {
-            Acceptance::Accepted => stats.delivered += 1,
-            Acceptance::Refused => stats.refused += 1,
-        }
-    }
-
-    fn count_ended(&mut self, ended: PinSet) {
-        for pin in ended {
-            self.pins[usize::from(pin)].stats.ended += 1;
+            Acceptance::Accepted => port.stats.delivered += 1,
+            Acceptance::Refused => port.stats.refused += 1,
         }
     }
 }
@@ -289,15 +420,24 @@ impl PinPort {
         }
     }
 
-    /// A commit of `generation` is over. Returns whether its route is in force and the pin still wants it.
-    fn parked(&mut self, generation: u64, published: bool) -> bool {
+    /// A commit of `generation` is over.
+    fn parked(&mut self, generation: u64, published: bool) -> Parked {
         if generation != self.generation {
-            return false;
+            return Parked::Overtaken;
         }
-        self.parking = match self.parking {
-            Parking::Committing(interrupt) if published => Parking::Parked(interrupt),
-            _ => Parking::Unparked,
-        };
-        published
+        let Parking::Committing(interrupt) = self.parking else { return Parked::Overtaken };
+        if published {
+            self.parking = Parking::Parked(interrupt);
+            Parked::Yes
+        } else {
+            self.parking = Parking::Unparked;
+            Parked::Failed
+        }
+    }
+
+    /// The line has fallen, or the guest has written the entry: no storm, and nothing is put off.
+    const fn calm(&mut self) {
+        self.ends = 0;
+        self.later = None;
     }
 }

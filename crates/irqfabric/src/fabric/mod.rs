@@ -1,13 +1,25 @@
 //! The fabric: the parts put together for one virtual machine.
 //!
-//! Three faces that do not mix. A *device* holds [`LineSource`](crate::line::LineSource)s and [`MsiVector`]s. The *guest* comes
-//! in through the VMM's exit handlers: [`Fabric::mmio_read`] and [`Fabric::mmio_write`], [`MsiVectors::program`], and
-//! [`Fabric::end_of_interrupt`]. The VMM sets up with a [`FabricBuilder`].
+//! Faces that do not mix. A *device* holds [`LineSource`](crate::line::LineSource)s and [`MsiVector`]s. The *guest* comes
+//! in through the VMM's exit handlers: [`Fabric::mmio_read`] and [`Fabric::mmio_write`], their like for ports,
+//! [`MsiVectors::program`], and [`Fabric::end_of_interrupt`]. A *vCPU's thread* calls [`Fabric::before_run`] where there is a
+//! PIC. The VMM sets up with a [`FabricBuilder`].
 //!
-//! Locks are taken in one order: line → translation (shared) → chip or vector → GSI table. A chip's and a vector's lock
+//! Locks are taken in one order: line → translation (shared) → chip or vector → GSI table. The PIC's is a leaf. A chip's and a vector's lock
 //! is held across the one system call that delivers, which is what makes "nothing stale" true; none but the line's is
 //! held across a table commit.
+//!
+//! A line's lock is held across its pins' [`set`](crate::line::Pin::set), so that two sources cannot overtake each other, and across the whole end of an
+//! interrupt: its resampling sources are lowered, the chip is told what is left and forgets what was in service, what still stands is
+//! delivered again. Nobody can raise and be delivered in the middle of that and be lowered by an end that is older. Whom it
+//! concerns is told afterwards: callbacks run with no lock held, of a resampling source as of any other. A trigger that the
+//! dispatcher reads has a lock of its own, taken before its line's, so that a pair that was dropped raises nothing any more.
+//!
+//! The dispatcher is one thread. It waits for eventfds (of cold vectors, of triggers, of the ends that a hypervisor's own chips
+//! report) and for deadlines (promotion, the storm brake, a commit that failed); nothing else in the fabric has a timer.
 
+#[cfg(feature = "vm-device")]
+mod bus;
 mod core;
 #[cfg(not(loom))]
 mod dispatcher;
@@ -18,31 +30,41 @@ mod ioapic;
 #[cfg(all(test, loom))]
 mod model;
 mod msi;
+mod pic;
 mod promotion;
 mod report;
+mod resample;
 mod routes;
 mod translation;
 mod vector;
+mod vtd;
 
 pub use msi::{MsiVector, MsiVectors, Program, VectorIndexError, VectorState};
+pub use pic::{PendingExternal, PicSnapshot};
 pub use promotion::Promotion;
 pub use report::{LineStats, PinStats, Stats, VectorStats};
+pub use resample::{LineEventfds, LineEventfdsError};
 pub use routes::{OpaqueRoute, RouteError};
 
-use crate::chip::ioapic::{Ioapic, IoapicState, PinSet, WINDOW_SIZE};
-use crate::hv::{HvError, Hypervisor, OpaqueTarget};
-use crate::line::{Line, Pin};
+use crate::chip::ioapic::{Ioapic, IoapicState, WINDOW_SIZE, Written};
+use crate::chip::pic::{self as pic_chip, Pic};
+use crate::hv::{Ends, HvError, Hypervisor, OpaqueTarget, Vcpu};
+use crate::line::{Acknowledged, EdgeSource, Line, Pin};
 use crate::memory::Memory;
-use crate::msg::{DestinationFormat, RequesterId};
-use crate::remap::{Entries, Remapper};
+use crate::msg::RequesterId;
+use crate::remap::vtd::{Faults, FaultsState, Vtd, VtdState, WINDOW_SIZE as VTD_WINDOW_SIZE};
+use crate::remap::{Entries, Remapper, Untranslated};
 use crate::route::{Cost, GsiTable};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::Mutex;
 use core::{CookieIndex, Core, Counters};
 use ioapic::{IoapicPin, IoapicPort};
+use pic::{InputSet, Kick, PicPort};
+use resample::ForeignResampler;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use translation::Translation;
+use vtd::VtdPort;
 
 /// Where the first IOAPIC of a PC is; the second and further ones follow at 4 KiB steps.
 pub const IOAPIC_ADDRESS: u64 = 0xfec0_0000;
@@ -84,8 +106,15 @@ pub struct Fabric(Arc<Inner>);
 struct Inner {
     core: Arc<Core>,
     ioapics: Box<[PlacedIoapic]>,
+    ends: Ends,
     /// The lines by GSI: those of the hypervisor's own chip, or of our IOAPICs' pins, one chip's after the other's.
     lines: Box<[Line]>,
+    vtd: Option<PlacedVtd>,
+}
+
+struct PlacedVtd {
+    address: u64,
+    port: Arc<VtdPort>,
 }
 
 struct PlacedIoapic {
@@ -99,14 +128,16 @@ struct PlacedIoapic {
 pub struct FabricBuilder {
     hypervisor: Box<dyn Hypervisor>,
     ioapics: Vec<(u64, Ioapic)>,
-    memory: Option<Box<dyn Memory>>,
+    pic: Option<(Pic, Vec<PendingExternal>)>,
+    kick: Option<Kick>,
+    memory: Option<Arc<dyn Memory>>,
     remapping: Remapping,
     promotion: Promotion,
 }
 
 enum Remapping {
-    Absent(DestinationFormat),
-    Present(Box<dyn Remapper>),
+    Remapper(Box<dyn Remapper>),
+    Vtd(u64, Box<(Vtd, Faults)>),
 }
 
 /// A GSI that the machine does not have.
@@ -119,6 +150,14 @@ pub enum GsiError {
         gsi: u32,
         /// The last one there is.
         last: u32,
+    },
+    /// Nobody would learn of the end of its interrupts.
+    #[error(
+        "GSI {gsi} has no level line: the hypervisor hides ends of interrupts; there are edge sources and message vectors"
+    )]
+    NoLevel {
+        /// What was asked for.
+        gsi: u32,
     },
     /// There are no pins at all.
     #[error("GSI {gsi} is not one of the machine's: it has no IOAPIC")]
@@ -134,9 +173,18 @@ pub enum BuildError {
     /// The hypervisor refused.
     #[error(transparent)]
     Hypervisor(#[from] HvError),
-    /// Two IOAPICs answer to the same addresses.
-    #[error("the IOAPICs at {0:#x} and {1:#x} overlap: each takes {WINDOW_SIZE:#x} bytes")]
+    /// Two chips answer to the same addresses.
+    #[error("the registers at {0:#x} and {1:#x} overlap: an IOAPIC takes {WINDOW_SIZE:#x} bytes, a VT-d unit a page")]
     Overlap(u64, u64),
+    /// A VT-d unit without the memory that its tables are in.
+    #[error("a VT-d unit needs the guest's memory: FabricBuilder::memory")]
+    NoMemory,
+    /// A PIC, and nobody who gets a vCPU out of the guest for it.
+    #[error("a PIC needs a kick: its interrupts are taken by a vCPU that is out of the guest")]
+    NoKick,
+    /// A PIC of ours beside the hypervisor's own.
+    #[error("the hypervisor has a PIC of its own; use the split irqchip")]
+    OtherPic,
 }
 
 impl Fabric {
@@ -145,8 +193,10 @@ impl Fabric {
         FabricBuilder {
             hypervisor: Box::new(hypervisor),
             ioapics: Vec::new(),
+            pic: None,
+            kick: None,
             memory: None,
-            remapping: Remapping::Absent(DestinationFormat::default()),
+            remapping: Remapping::Remapper(Box::new(Untranslated)),
             promotion: Promotion::default(),
         }
     }
@@ -154,12 +204,40 @@ impl Fabric {
     // Devices.
 
     /// The line of a GSI. Take a [source](Line::source) of it for each device.
+    ///
+    /// There is none where the hypervisor [hides](Ends::Hidden) the ends of interrupts: a level that still stands could not be
+    /// delivered again. Devices that need no level take an [`edge_source`](Self::edge_source).
     pub fn line(&self, gsi: u32) -> Result<Line, GsiError> {
-        let lines = &self.0.lines;
-        lines.get(gsi as usize).cloned().ok_or(match lines.len().checked_sub(1) {
-            Some(last) => GsiError::OutOfRange { gsi, last: last as u32 },
-            None => GsiError::NoPins { gsi },
-        })
+        let line = self.0.line(gsi)?;
+        match self.0.ends {
+            Ends::Reported => Ok(line.clone()),
+            Ends::Hidden => Err(GsiError::NoLevel { gsi }),
+        }
+    }
+
+    /// A source of a GSI's line that sends edges and nothing else, on any hypervisor. The name is for reports only.
+    pub fn edge_source(&self, gsi: u32, name: impl Into<String>) -> Result<EdgeSource, GsiError> {
+        Ok(EdgeSource::new(self.0.line(gsi)?, name.into()))
+    }
+
+    /// A pair of eventfds that are a [resampling source](Line::resampling_source) of a GSI's line: what VFIO and vhost take for a level
+    /// interrupt. The name is for reports, in which there is nothing of a pair that a hypervisor's own chips take.
+    ///
+    /// With IOAPICs of ours the fabric's thread reads `trigger` and raises the line: about as long as a wake-up, a read and the
+    /// delivery take. In a hypervisor's own chips nothing of ours is on the way.
+    ///
+    /// ```
+    /// # use irqfabric::{chip::ioapic::Ioapic, fabric::Fabric, hv::Sim};
+    /// # let fabric = Fabric::builder(Sim::new(1)).ioapic(Ioapic::default()).build()?;
+    /// let intx = fabric.line_eventfds(16, "vfio")?;
+    /// // VFIO_DEVICE_SET_IRQS with VFIO_IRQ_SET_ACTION_TRIGGER takes the first, with VFIO_IRQ_SET_ACTION_UNMASK the second.
+    /// let (trigger, resample) = (intx.trigger(), intx.resample());
+    /// trigger.write(1)?;
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn line_eventfds(&self, gsi: u32, name: impl Into<String>) -> Result<LineEventfds, LineEventfdsError> {
+        let line = self.line(gsi)?;
+        LineEventfds::new(&self.0.core, &line, gsi, name.into())
     }
 
     /// `count` message vectors of one device. Neither a GSI nor a system call is spent on them.
@@ -171,22 +249,57 @@ impl Fabric {
 
     /// The guest reads. Returns whether the address is one of ours; if not, `data` is left alone.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) -> bool {
-        let found = self.0.ioapic_at(address);
-        if let Some((ioapic, offset)) = found {
+        if let Some((ioapic, offset)) = self.0.ioapic_at(address) {
             ioapic.port.read(offset, data);
+        } else if let Some((vtd, offset)) = self.0.vtd_at(address) {
+            vtd.read(offset, data);
+        } else {
+            return false;
         }
-        found.is_some()
+        true
     }
 
     /// The guest writes. Returns whether the address is one of ours.
     ///
     /// On return no delivery uses what the write replaced. A write that makes a pin deliver costs that system call, and
-    /// for a level pin whose message is new a table commit; any other write costs none.
+    /// for a level pin whose message is new a table commit; any other write to an IOAPIC costs none. A write to a VT-d unit
+    /// performs what it asks for, as [`invalidate`](Self::invalidate) does, or the first part of it.
     pub fn mmio_write(&self, address: u64, data: &[u8]) -> bool {
-        let found = self.0.ioapic_at(address);
-        if let Some((ioapic, offset)) = found {
-            let ended = ioapic.port.write(offset, data);
-            self.0.drive_again(ioapic, ended);
+        if let Some((ioapic, offset)) = self.0.ioapic_at(address) {
+            match ioapic.port.write(offset, data) {
+                Written::EndOfInterrupt(vector) => self.0.end_of_interrupt(ioapic, vector),
+                Written::Entry { pin, ended: true } => self.0.line_of(ioapic, pin).end_of_interrupt(|_| true),
+                Written::Entry { .. } | Written::Nothing => {}
+            }
+            self.0.ring();
+        } else if let Some((vtd, offset)) = self.0.vtd_at(address) {
+            vtd.write(offset, data, &self.0);
+            self.0.ring();
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// The guest reads from a port. Returns whether it is one of ours; if not, `data` is left alone.
+    pub fn pio_read(&self, port: u16, data: &mut [u8]) -> bool {
+        let found = self.0.pic_at(port);
+        if let Some(pic) = found {
+            // A poll takes an interrupt.
+            pic.read(port, data);
+            pic.ring();
+        }
+        found.is_some()
+    }
+
+    /// The guest writes to a port. Returns whether it is one of ours. No system call but the kick that may follow.
+    pub fn pio_write(&self, port: u16, data: &[u8]) -> bool {
+        let found = self.0.pic_at(port);
+        if let Some(pic) = found {
+            let acknowledged = self.0.lower_resampling(pic.ending(port, data));
+            pic.write(port, data);
+            pic.ring();
+            acknowledged.iter().for_each(|acknowledged| acknowledged());
         }
         found.is_some()
     }
@@ -197,8 +310,7 @@ impl Fabric {
     /// No system call if the lines concerned are low, otherwise one each.
     pub fn end_of_interrupt(&self, vector: u8) {
         for ioapic in &self.0.ioapics {
-            let ended = ioapic.port.end_of_interrupt(vector);
-            self.0.drive_again(ioapic, ended);
+            self.0.end_of_interrupt(ioapic, vector);
         }
     }
 
@@ -211,10 +323,28 @@ impl Fabric {
     ///
     /// Hold no lock that the [`Remapper`] takes to translate: this waits for those who translate.
     pub fn invalidate(&self, entries: &Entries) {
-        promotion::invalidate(&self.0.core, entries);
-        for ioapic in &self.0.ioapics {
-            self.0.drive_again(ioapic, ioapic.port.recovered());
+        self.0.invalidate(entries);
+    }
+
+    // A vCPU's thread.
+
+    /// A vCPU is about to enter the guest: what its loop calls before each KVM_RUN, on the vCPU's own thread, where there is a
+    /// PIC. This is where the PIC is acknowledged, for a vCPU that takes the vector at once. One that cannot yet leaves the
+    /// guest when it can (KVM_EXIT_IRQ_WINDOW_OPEN), which the loop answers by going round.
+    ///
+    /// The loop clears `kvm_run.immediate_exit` before the call, not after it: a kick that comes meanwhile must not be
+    /// forgotten.
+    ///
+    /// One load while nobody has anything to take; nothing without a PIC.
+    pub fn before_run(&self, vcpu: &mut (impl Vcpu + ?Sized)) -> Result<(), HvError> {
+        if let Some(pic) = &self.0.core.pic {
+            let ended = pic.before_run(vcpu)?;
+            if !ended.is_empty() {
+                // Automatic end of interrupt.
+                self.0.lower_resampling(ended).iter().for_each(|acknowledged| acknowledged());
+            }
         }
+        Ok(())
     }
 
     // The VMM.
@@ -230,14 +360,31 @@ impl Fabric {
         self.0.ioapics.iter().map(|ioapic| (ioapic.address, ioapic.first_gsi, ioapic.port.save()))
     }
 
+    /// The PIC's state, and what is on its way from it: for [`FabricBuilder::restore_pic`]. `None` if there is none.
+    ///
+    /// Not in it is a vector that was given to a vCPU: the VMM saves its vCPUs after [`before_run`](Self::before_run) and one
+    /// more entry each.
+    pub fn pic(&self) -> Option<PicSnapshot> {
+        self.0.core.pic.as_ref().map(|pic| pic.save())
+    }
+
+    /// The VT-d unit, if there is one: where the guest finds it, its registers and its faults. Stop the vCPUs first; this waits
+    /// until what they have asked for is done.
+    pub fn vtd(&self) -> Option<(u64, VtdState, FaultsState)> {
+        let PlacedVtd { address, port } = self.0.vtd.as_ref()?;
+        let (registers, faults) = port.save();
+        Some((*address, registers, faults))
+    }
+
     /// What has happened so far.
     pub fn stats(&self) -> Stats {
-        let Counters { memory_writes, dropped, blocked, host_errors, wakeups, promotions, evictions, shortages } =
-            &self.0.core.counters;
+        let Counters { memory_writes, dropped, blocked, host_errors, wakeups, .. } = &self.0.core.counters;
+        let Counters { promotions, evictions, shortages, brakes, .. } = &self.0.core.counters;
         let lines = (0..).zip(&self.0.lines).filter_map(|(gsi, line)| {
             let sources = line.stats();
             let pin = self.0.pin_stats(gsi);
-            (!sources.is_empty()).then_some(LineStats { gsi, sources, pin })
+            let acknowledged = self.0.core.pic.as_ref().map_or(0, |pic| pic.acknowledged(gsi));
+            (!sources.is_empty()).then_some(LineStats { gsi, sources, pin, acknowledged })
         });
         Stats {
             lines: lines.collect(),
@@ -250,6 +397,7 @@ impl Fabric {
             promotions: promotions.load(Relaxed),
             evictions: evictions.load(Relaxed),
             shortages: shortages.load(Relaxed),
+            brakes: brakes.load(Relaxed),
             host_errors: host_errors.load(Relaxed),
         }
     }
@@ -269,23 +417,50 @@ impl FabricBuilder {
         self
     }
 
-    /// The guest's memory: messages whose address is not in the interrupt window are written there. Without it
-    /// they are dropped and counted.
+    /// Adds a PIC: GSIs 0 to 15 but 2 are its inputs as well as pins of the first IOAPIC. Its INTR ends at LINT0 of the boot
+    /// processor, which is that of APIC id 0. It takes a [kick](Self::kick), and [`Fabric::before_run`] in each vCPU's loop.
+    pub fn pic(mut self, pic: Pic) -> Self {
+        self.pic = Some((pic, Vec::new()));
+        self
+    }
+
+    /// The PIC of a machine that was saved, instead of [`pic`](Self::pic).
+    pub fn restore_pic(mut self, saved: &PicSnapshot) -> Self {
+        self.pic = Some((Pic::restore(&saved.chip), saved.pending.clone()));
+        self
+    }
+
+    /// How to fetch a vCPU out of the guest, by its APIC id; [`EVERY_VCPU`](crate::hv::EVERY_VCPU) stands for all of them. Called from any thread,
+    /// with no lock of the fabric's held, and at the vCPU's expense: about once for each interrupt of the PIC's.
+    ///
+    /// What it must guarantee: after it was called, the vCPU's thread calls [`Fabric::before_run`] before it is in the guest
+    /// again, or, if it is in the guest or in HLT, leaves it and does so. A signal alone is lost when it comes between
+    /// `before_run` and KVM_RUN; one whose handler sets `kvm_run.immediate_exit` is not (Linux
+    /// `Documentation/virt/kvm/api.rst`). For an id that no vCPU has, or on the vCPU's own thread, it does nothing.
+    pub fn kick(mut self, kick: impl Fn(u32) + Send + Sync + 'static) -> Self {
+        self.kick = Some(Box::new(kick));
+        self
+    }
+
+    /// The guest's memory: messages whose address is not in the interrupt window are written there, and a VT-d unit has its
+    /// tables and its queue there. Without it such messages are dropped and counted.
     pub fn memory(mut self, memory: impl Memory + 'static) -> Self {
-        self.memory = Some(Box::new(memory));
+        self.memory = Some(Arc::new(memory));
         self
     }
 
-    /// How destinations in messages are read. For [`DestinationFormat::Fifteen`] the VMM also tells the guest, by
-    /// KVM_FEATURE_MSI_EXT_DEST_ID.
-    pub fn destinations(mut self, destinations: DestinationFormat) -> Self {
-        self.remapping = Remapping::Absent(destinations);
-        self
-    }
-
-    /// Messages go through `remapper`. The VMM passes the guest's invalidations on to [`Fabric::invalidate`].
+    /// Messages go through `remapper`. The VMM passes the guest's invalidations on to [`Fabric::invalidate`]. There is one
+    /// remapper, and the last call counts.
     pub fn remapper(mut self, remapper: impl Remapper + 'static) -> Self {
-        self.remapping = Remapping::Present(Box::new(remapper));
+        self.remapping = Remapping::Remapper(Box::new(remapper));
+        self
+    }
+
+    /// Messages go through a VT-d unit whose register page is at `address`; the guest's invalidations come in there. For a
+    /// machine that was saved, the guest's memory must be what it was: what the guest had asked for is done by
+    /// [`build`](Self::build).
+    pub fn vtd(mut self, address: u64, registers: Vtd, faults: Faults) -> Self {
+        self.remapping = Remapping::Vtd(address, Box::new((registers, faults)));
         self
     }
 
@@ -297,25 +472,43 @@ impl FabricBuilder {
 
     /// Sets the virtual machine up, before its first vCPU is made: on KVM this enables the split irqchip.
     pub fn build(self) -> Result<Fabric, BuildError> {
-        let Self { hypervisor, ioapics, memory, remapping, promotion } = self;
-        if let Some((one, other)) = overlap(&ioapics) {
+        let Self { hypervisor, ioapics, pic, kick, memory, remapping, promotion } = self;
+        let mut windows: Vec<_> = ioapics.iter().map(|(address, _)| (*address, WINDOW_SIZE)).collect();
+        if let Remapping::Vtd(address, _) = remapping {
+            windows.push((address, VTD_WINDOW_SIZE));
+        }
+        if let Some((one, other)) = overlap(windows) {
             return Err(BuildError::Overlap(one, other));
         }
+        let (remapper, vtd): (Box<dyn Remapper>, _) = match remapping {
+            Remapping::Remapper(remapper) => (remapper, None),
+            Remapping::Vtd(address, unit) => {
+                let (registers, faults) = *unit;
+                let memory = memory.clone().ok_or(BuildError::NoMemory)?;
+                let port = Arc::new(VtdPort::new(registers, faults, memory));
+                (Box::new(port.clone()), Some(PlacedVtd { address, port }))
+            }
+        };
         let pins: usize = ioapics.iter().map(|(_, chip)| chip.pins()).sum();
         let capacity = hypervisor.start(u32::try_from(pins).unwrap_or(u32::MAX))?;
-        let mut lines: Vec<_> = hypervisor.pins().into_iter().map(|pin| Line::to_pins([pin].into())).collect();
-        let (translation, cookies) = match remapping {
-            Remapping::Absent(destinations) => (Translation::Fixed(destinations), CookieIndex::unused()),
-            Remapping::Present(remapper) => (Translation::Remapped(RwLock::new(remapper)), CookieIndex::new()),
+        let foreign = hypervisor.pins();
+        let pic = match (pic, kick) {
+            (Some(_), _) if !foreign.is_empty() => return Err(BuildError::OtherPic),
+            (Some(_), None) => return Err(BuildError::NoKick),
+            (Some((chip, pending)), Some(kick)) => Some(Arc::new(PicPort::new(chip, pending, kick))),
+            (None, _) => None,
         };
+        let translation = Translation::new(remapper);
+        let cookies = if translation.is_fixed() { CookieIndex::unused() } else { CookieIndex::new() };
         let core = Arc::new(Core {
             hypervisor,
             memory,
             translation,
             cookies,
-            table: Arc::new(GsiTable::new((lines.len() + pins) as u32, capacity.gsis)),
+            table: Arc::new(GsiTable::new((foreign.len() + pins) as u32, capacity.gsis)),
+            pic,
             promotion,
-            promotes: AtomicBool::new(((lines.len() + pins) as u32) < capacity.gsis),
+            promotes: AtomicBool::new(((foreign.len() + pins) as u32) < capacity.gsis),
             hot: Mutex::default(),
             // Linux 6.18, a few irqfds.
             detach_cost: Cost::from_nanos(80_000),
@@ -323,27 +516,57 @@ impl FabricBuilder {
             dispatcher: OnceLock::new(),
             counters: Counters::default(),
         });
+        let foreign_line = |(gsi, pin)| Line::to_foreign_pin(pin, ForeignResampler::new(&core, gsi));
+        let mut lines: Vec<_> = (0..).zip(foreign).map(foreign_line).collect();
         let mut placed = Vec::with_capacity(ioapics.len());
         let mut restored = None;
         for (address, chip) in ioapics {
+            let chip = match capacity.ends {
+                Ends::Reported => chip,
+                Ends::Hidden => chip.with_edges_only(),
+            };
             let first_gsi = lines.len() as u32;
             let count = chip.pins() as u8;
             let port = Arc::new(IoapicPort::new(core.clone(), first_gsi, chip));
             restored = restored.max(port.park_restored());
             lines.extend((0..count).map(|pin| {
-                let pin: Arc<dyn Pin> = Arc::new(IoapicPin { port: port.clone(), pin });
-                Line::to_pins([pin].into())
+                let ioapic: Arc<dyn Pin> = Arc::new(IoapicPin { port: port.clone(), pin });
+                core.line(first_gsi + u32::from(pin), Some(ioapic))
             }));
             placed.push(PlacedIoapic { address, first_gsi, port });
+        }
+        if core.pic.is_some() {
+            lines.extend((lines.len() as u32..pic_chip::INPUTS.into()).map(|gsi| core.line(gsi, None)));
         }
         if let Some(since) = restored {
             core.table.publish(since, &*core.hypervisor)?;
         }
-        Ok(Fabric(Arc::new(Inner { core, ioapics: placed.into(), lines: lines.into() })))
+        let inner = Inner { core, ioapics: placed.into(), ends: capacity.ends, lines: lines.into(), vtd };
+        let inner = Arc::new(inner);
+        if let Some(vtd) = &inner.vtd {
+            vtd.port.run(&inner);
+        }
+        Ok(Fabric(inner))
     }
 }
 
 impl Inner {
+    fn pic_at(&self, port: u16) -> Option<&PicPort> {
+        self.core.pic.as_deref().filter(|_| pic_chip::PORTS.contains(&port))
+    }
+
+    /// The interrupts of these inputs are about to be ended. The answer is whom to tell when they are.
+    fn lower_resampling(&self, inputs: InputSet) -> Vec<Acknowledged> {
+        inputs.iter().filter_map(|input| self.lines.get(usize::from(input))).flat_map(Line::lower_resampling).collect()
+    }
+
+    /// Kicks whom what was done concerns. No lock is held.
+    fn ring(&self) {
+        if let Some(pic) = &self.core.pic {
+            pic.ring();
+        }
+    }
+
     fn ioapic_at(&self, address: u64) -> Option<(&PlacedIoapic, u64)> {
         self.ioapics.iter().find_map(|ioapic| {
             let offset = address.checked_sub(ioapic.address)?;
@@ -351,11 +574,38 @@ impl Inner {
         })
     }
 
-    /// Lines whose interrupt was ended deliver it again while they stand.
-    fn drive_again(&self, ioapic: &PlacedIoapic, ended: PinSet) {
-        for pin in ended {
-            self.lines[ioapic.first_gsi as usize + usize::from(pin)].end_of_interrupt();
+    fn vtd_at(&self, address: u64) -> Option<(&VtdPort, u64)> {
+        let PlacedVtd { address: start, port } = self.vtd.as_ref()?;
+        let offset = address.checked_sub(*start)?;
+        (offset < VTD_WINDOW_SIZE).then_some((port, offset))
+    }
+
+    /// See [`Fabric::invalidate`].
+    fn invalidate(&self, entries: &Entries) {
+        promotion::invalidate(&self.core, entries);
+        for ioapic in &self.ioapics {
+            for pin in ioapic.port.recovered(entries) {
+                self.line_of(ioapic, pin).drive_again();
+            }
         }
+    }
+
+    fn line(&self, gsi: u32) -> Result<&Line, GsiError> {
+        self.lines.get(gsi as usize).ok_or(match self.lines.len().checked_sub(1) {
+            Some(last) => GsiError::OutOfRange { gsi, last: last as u32 },
+            None => GsiError::NoPins { gsi },
+        })
+    }
+
+    /// Ends the interrupts of `vector` at one chip, line by line.
+    fn end_of_interrupt(&self, ioapic: &PlacedIoapic, vector: u8) {
+        for pin in ioapic.port.ending(vector) {
+            self.line_of(ioapic, pin).end_of_interrupt(|left| ioapic.port.end(pin, vector, left));
+        }
+    }
+
+    fn line_of(&self, ioapic: &PlacedIoapic, pin: u8) -> &Line {
+        &self.lines[ioapic.first_gsi as usize + usize::from(pin)]
     }
 
     fn pin_stats(&self, gsi: u32) -> PinStats {
@@ -364,11 +614,11 @@ impl Inner {
     }
 }
 
-fn overlap(ioapics: &[(u64, Ioapic)]) -> Option<(u64, u64)> {
-    let mut addresses: Vec<_> = ioapics.iter().map(|(address, _)| *address).collect();
-    addresses.sort_unstable();
-    addresses.windows(2).find_map(|pair| match *pair {
-        [one, other] if other - one < WINDOW_SIZE => Some((one, other)),
+/// Two windows, each of an address and a size, that have an address in common.
+fn overlap(mut windows: Vec<(u64, u64)>) -> Option<(u64, u64)> {
+    windows.sort_unstable();
+    windows.windows(2).find_map(|pair| match *pair {
+        [(one, size), (other, _)] if other - one < size => Some((one, other)),
         _ => None,
     })
 }

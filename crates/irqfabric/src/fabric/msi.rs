@@ -4,6 +4,7 @@ use super::core::Core;
 use super::promotion::{prefill, settle, side_by_side};
 use super::report::VectorStats;
 use super::vector::Vector;
+use crate::line::EdgeInterrupt;
 use crate::msg::{Masking, Message, RequesterId};
 use crate::pci::VectorConfig;
 use crate::sync::EventFd;
@@ -97,6 +98,12 @@ impl MsiVector {
     }
 }
 
+impl EdgeInterrupt for MsiVector {
+    fn trigger(&self) {
+        self.signal();
+    }
+}
+
 impl MsiVectors {
     pub(crate) fn new(core: &Arc<Core>, requester: RequesterId, count: usize) -> Self {
         let vector = || MsiVector(Arc::new(Vector::new(core.clone())));
@@ -125,8 +132,8 @@ impl MsiVectors {
         let messages: Vec<_> =
             messages.map(|(index, message)| Ok((self.get(index)?, message))).collect::<Result<_, _>>()?;
         let remapper = self.core.translation.read();
-        let reroute = |&(vector, message): &(&Arc<Vector>, _)| (vector.clone(), vector.program(message, &*remapper));
-        let left = messages.iter().map(reroute).collect();
+        let left: Vec<_> =
+            messages.iter().map(|&(vector, message)| (vector, vector.program(message, &*remapper))).collect();
         drop(remapper);
         settle(&self.core, left);
         prefill(&self.core, &messages.iter().map(|&(vector, _)| vector).collect::<Vec<_>>());
@@ -144,9 +151,14 @@ impl MsiVectors {
         masking: Masking,
     ) -> Result<(), VectorIndexError> {
         let vectors: Vec<_> = indexes.into_iter().map(|index| self.get(index)).collect::<Result<_, _>>()?;
-        side_by_side(&vectors, |vector| vector.set_masking(masking));
         if masking == Masking::Unmasked {
+            vectors.iter().for_each(|vector| vector.set_masking(masking));
             prefill(&self.core, &vectors);
+        } else {
+            // Only a detach takes longer than starting a thread for it.
+            let (hot, others): (Vec<_>, Vec<_>) = vectors.into_iter().partition(|vector| vector.is_hot());
+            others.iter().for_each(|vector| vector.set_masking(masking));
+            side_by_side(&hot, |vector| vector.set_masking(masking));
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! When vectors get a route, lose it, or have it changed: many by one commit, none with a lock held.
 
-use super::core::{Core, Counters};
+use super::core::{Core, Counters, Covered};
 use super::vector::{Reroute, Vector};
 use crate::remap::Entries;
 use crate::route::{Event, Gsi};
@@ -178,7 +178,7 @@ fn evict(core: &Arc<Core>) -> Option<Gsi> {
 /// What has no translation any more is detached first. What has another one is either brought up to date by one commit
 /// or detached, whichever is cheaper going by what commits and detaches have taken so far: detached vectors are
 /// promoted again when they fire.
-pub(super) fn settle(core: &Arc<Core>, left: Vec<(Arc<Vector>, Reroute)>) {
+pub(super) fn settle<'a>(core: &Arc<Core>, left: impl IntoIterator<Item = (&'a Arc<Vector>, Reroute)>) {
     let (mut gone, mut stale, mut newest) = (Vec::new(), Vec::new(), None);
     for (vector, reroute) in left {
         match reroute {
@@ -196,7 +196,7 @@ pub(super) fn settle(core: &Arc<Core>, left: Vec<(Arc<Vector>, Reroute)>) {
     if core.detach_cost.load().saturating_mul(count) < core.table.expected_commit() {
         side_by_side(&stale, |vector| vector.detach(Event::Evict));
     } else if core.publish(newest) {
-        stale.iter().for_each(|vector| vector.rerouted());
+        stale.iter().for_each(|vector| vector.rerouted(newest));
     } else {
         side_by_side(&stale, |vector| vector.detach(Event::Forget));
     }
@@ -207,16 +207,19 @@ pub(super) fn settle(core: &Arc<Core>, left: Vec<(Arc<Vector>, Reroute)>) {
 /// A translation that comes out the same costs no system call. Our own work grows with the vectors concerned only.
 pub(super) fn invalidate(core: &Arc<Core>, entries: &Entries) {
     let Some(remapper) = core.translation.write() else { return };
-    let vectors = core.cookies.covered(entries);
-    let mut left = Vec::new();
-    for vector in vectors {
-        let reroute = vector.invalidate(&**remapper);
-        left.push((vector, reroute));
-    }
+    let Covered { vectors, dropping } = core.cookies.covered(entries);
+    let left: Vec<_> = vectors
+        .iter()
+        .map(|vector| (vector, vector.invalidate(&*remapper)))
+        .filter(|(_, reroute)| *reroute != Reroute::No)
+        .collect();
     // Nobody translates by the old entries any more; the vectors are dropped, if we are their last, without the lock.
     drop(remapper);
     settle(core, left);
-    core.cookies.wait_for_dropped(entries);
+    drop(vectors);
+    if dropping {
+        core.cookies.wait_for_dropped(entries);
+    }
 }
 
 /// Does something to each of many vectors, from a few threads if they are many: all it takes is their own locks.

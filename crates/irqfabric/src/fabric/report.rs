@@ -34,6 +34,8 @@ pub struct LineStats {
     pub sources: Vec<SourceStats>,
     /// The pin that the line ends in.
     pub pin: PinStats,
+    /// How often a processor acknowledged the PIC's input that the line ends in.
+    pub acknowledged: u64,
 }
 
 /// Counts of a whole fabric, at one moment each.
@@ -58,8 +60,11 @@ pub struct Stats {
     pub promotions: u64,
     /// How often a vector lost its route to another.
     pub evictions: u64,
-    /// How often a vector stayed on the slower path for want of a descriptor, a GSI or an irqfd.
+    /// How often a vector stayed on the slower path for want of a descriptor, a GSI or an irqfd, or something could not be
+    /// put off for want of a thread.
     pub shortages: u64,
+    /// How often the storm brake made a level wait that came back at each end of its interrupt.
+    pub brakes: u64,
     /// System calls that failed. The first is logged.
     pub host_errors: u64,
 }

@@ -99,9 +99,15 @@ impl<H: Hypervisor> Hypervisor for Counted<H> {
         self.counters.committed();
         self.inner.commit(routes)
     }
+
     fn attach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {
         self.counters.attaches.fetch_add(1, Relaxed);
         self.inner.attach(gsi, eventfd)
+    }
+
+    fn attach_line(&self, gsi: u32, trigger: &EventFd, resample: &EventFd) -> Result<(), HvError> {
+        self.counters.attaches.fetch_add(1, Relaxed);
+        self.inner.attach_line(gsi, trigger, resample)
     }
 
     fn detach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {

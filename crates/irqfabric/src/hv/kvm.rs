@@ -3,7 +3,9 @@
 //! Linux `Documentation/virt/kvm/api.rst`: KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_SIGNAL_MSI,
 //! KVM_SET_GSI_ROUTING, KVM_CREATE_IRQCHIP, KVM_IRQ_LINE.
 
-use super::{Capacity, HvError, Hypervisor, OpaqueTarget, Route, Target};
+mod vcpu;
+
+use super::{Capacity, Ends, HvError, Hypervisor, OpaqueTarget, Route, Target};
 use crate::line::{Level, Pin};
 use crate::msg::{Acceptance, Interrupt};
 use crate::sync::{EventFd, Mutex};
@@ -109,7 +111,7 @@ impl Hypervisor for Kvm {
         self.takes_events.get_or_init(|| self.probe_irqfd());
         // Some entries of the full irqchip's table share a GSI with another.
         let shared = self.fixed_routes().count() as u32 - self.pins().len() as u32;
-        Ok(Capacity { gsis: MAX_ROUTES - shared })
+        Ok(Capacity { gsis: MAX_ROUTES - shared, ends: Ends::Reported })
     }
 
     fn pins(&self) -> Vec<Arc<dyn Pin>> {
@@ -157,6 +159,18 @@ impl Hypervisor for Kvm {
         }
         let failed = |errno: kvm_ioctls::Error| HvError::Call { call: "KVM_IRQFD", source: errno.into() };
         self.vm.register_irqfd(eventfd, gsi).map_err(failed)
+    }
+
+    fn attach_line(&self, gsi: u32, trigger: &EventFd, resample: &EventFd) -> Result<(), HvError> {
+        if self.irqchip == Irqchip::Split {
+            // Whatever KVM_CAP_IRQFD_RESAMPLE says: EINVAL (Linux 6.18).
+            return Err(HvError::Missing {
+                capability: "irqfd with resampling",
+                remedy: "lines end in IOAPICs of ours instead",
+            });
+        }
+        let failed = |errno: kvm_ioctls::Error| HvError::Call { call: "KVM_IRQFD (resample)", source: errno.into() };
+        self.vm.register_irqfd_with_resample(trigger, resample, gsi).map_err(failed)
     }
 
     fn detach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {

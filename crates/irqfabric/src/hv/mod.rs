@@ -8,12 +8,14 @@ mod counted;
 mod kvm;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod vcpu;
 
 pub use counted::{Calls, Counted};
 #[cfg(feature = "kvm")]
 pub use kvm::Kvm;
 #[cfg(feature = "sim")]
 pub use sim::Sim;
+pub use vcpu::{EVERY_VCPU, External, InterruptWindow, Takes, Vcpu};
 
 use crate::line::Pin;
 use crate::msg::{Acceptance, Interrupt};
@@ -26,7 +28,7 @@ pub trait Hypervisor: Send + Sync {
     /// Prepares the virtual machine for our chips: called once, by
     /// [`FabricBuilder::build`](crate::fabric::FabricBuilder::build), before the first vCPU and before any other method.
     ///
-    /// GSIs below `pins` belong to our IOAPICs. From then on the end of a level interrupt that has a
+    /// GSIs below `pins` belong to our IOAPICs. From then on, unless the answer says [`Ends::Hidden`], the end of a level interrupt that has a
     /// [`Route`] there is reported to the vCPU's loop, which calls
     /// [`Fabric::end_of_interrupt`](crate::fabric::Fabric::end_of_interrupt).
     fn start(&self, pins: u32) -> Result<Capacity, HvError>;
@@ -57,18 +59,39 @@ pub trait Hypervisor: Send + Sync {
         Err(HvError::Missing { capability: "irqfd", remedy: "vectors are delivered from userspace instead" })
     }
 
-    /// Takes [`attach`](Self::attach) back. On return no interrupt comes of an earlier event any more, and later ones stay
+    /// [`attach`](Self::attach) for a line of the hypervisor's [own pins](Self::pins): each event of `trigger` raises pin `gsi`,
+    /// until the guest ends the interrupt. Then the hypervisor lowers it and after that writes `resample`, for every pair that is
+    /// attached to the pin, whether or not it had raised it.
+    fn attach_line(&self, _gsi: u32, _trigger: &EventFd, _resample: &EventFd) -> Result<(), HvError> {
+        Err(HvError::Missing { capability: "irqfd with resampling", remedy: "lines end in IOAPICs of ours instead" })
+    }
+
+    /// Takes [`attach`](Self::attach) or [`attach_line`](Self::attach_line) back, which was given this `eventfd` first. On return no interrupt comes of an earlier event any more, and later ones stay
     /// in the eventfd. May wait for as long as it takes the hypervisor to be sure.
     fn detach(&self, _gsi: u32, _eventfd: &EventFd) -> Result<(), HvError> {
         Ok(())
     }
 }
 
-/// How much a hypervisor has room for.
+/// What a hypervisor has room for, and what it can tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// GSIs that can have a route: 0 up to but not this one.
     pub gsis: u32,
+    /// Whether ends of interrupts come back.
+    pub ends: Ends,
+}
+
+/// What becomes of the end of a level interrupt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ends {
+    /// It reaches the chip that sent the interrupt: ours by [`Fabric::end_of_interrupt`](crate::fabric::Fabric::end_of_interrupt),
+    /// the hypervisor's own without us.
+    #[default]
+    Reported,
+    /// Nobody outside the guest learns of it, as with TDX: there are no level lines, and the pins of our IOAPICs are
+    /// [edge-triggered](crate::chip::ioapic::Ioapic::with_edges_only) whatever the guest writes.
+    Hidden,
 }
 
 /// A route: what a GSI stands for in the hypervisor's table.
@@ -168,6 +191,10 @@ impl<H: Hypervisor + ?Sized> Hypervisor for Arc<H> {
 
     fn attach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {
         (**self).attach(gsi, eventfd)
+    }
+
+    fn attach_line(&self, gsi: u32, trigger: &EventFd, resample: &EventFd) -> Result<(), HvError> {
+        (**self).attach_line(gsi, trigger, resample)
     }
 
     fn detach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), HvError> {

@@ -34,6 +34,10 @@ pub enum Seen {
     Masked(usize),
     /// Unmasking the vector begins.
     Unmasking(usize),
+    /// The guest begins to end the pin's interrupt.
+    Ending,
+    /// The resampling source of this number was told that its interrupt was ended.
+    Told(usize),
 }
 
 /// When the worker injects what an irqfd found at its attaching.
@@ -193,6 +197,11 @@ impl EventFd {
             0 => Err(io::ErrorKind::WouldBlock.into()),
             count => Ok(count),
         }
+    }
+
+    /// What tells it from others.
+    pub(crate) fn object(&self) -> usize {
+        self.object
     }
 
     /// What epoll_ctl does.

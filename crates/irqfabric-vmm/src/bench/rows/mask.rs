@@ -3,7 +3,7 @@
 use super::super::error::Error;
 use super::super::machine::{Machine, program_all};
 use super::super::measure::{Rounds, try_time};
-use super::super::raw::Raw;
+use super::super::raw::{Raw, table};
 use super::Measured;
 use irqfabric::fabric::{MsiVectors, Promotion};
 use irqfabric::msg::Masking;
@@ -30,7 +30,8 @@ pub fn mask(rounds: Rounds) -> Result<Measured, Error> {
         Ok(took)
     };
     let samples = rounds.measure(BATCH, [&mut ours, &mut floor])?;
-    Ok(Measured::new(samples, "deassign+read").at_most(1.15))
+    let (mask, _) = calls()?;
+    Ok(Measured::new(samples, "deassign+read").at_most(1.15).with_calls(mask, Some(1.0)))
 }
 
 pub fn unmask(rounds: Rounds) -> Result<Measured, Error> {
@@ -44,7 +45,34 @@ pub fn unmask(rounds: Rounds) -> Result<Measured, Error> {
         both.raw_assigns()
     };
     let samples = rounds.measure(BATCH, [&mut ours, &mut floor])?;
-    Ok(Measured::new(samples, "assign+read").at_most(1.15))
+    let (_, unmask) = calls()?;
+    Ok(Measured::new(samples, "assign+read").at_most(1.15).with_calls(unmask, Some(2.0)))
+}
+
+/// Masked and unmasked again, as Linux does to move a vector. As usual, its route is also taken out of the table, and put back.
+pub fn mask_unmask(rounds: Rounds) -> Result<Measured, Error> {
+    let both = Both::new(BATCH)?;
+    let mut ours = || {
+        try_time(|| {
+            (0..BATCH).try_for_each(|index| {
+                both.set(index..index + 1, Masking::Masked)?;
+                both.set(index..index + 1, Masking::Unmasked)
+            })
+        })
+    };
+    let mut floor = || Ok(both.raw_deassigns()? + both.raw_assigns()?);
+    let (whole, without_one) = (table(BATCH)?, table(BATCH - 1)?);
+    let usual_one = |index: usize, eventfd: &EventFd| {
+        both.raw.deassign(eventfd, index)?;
+        both.raw.commit(&without_one)?;
+        both.raw.commit(&whole)?;
+        both.raw.assign(eventfd, index)
+    };
+    let mut usual = || try_time(|| both.each(usual_one));
+    let [ours, floor, usual] = rounds.measure(BATCH, [&mut ours, &mut floor, &mut usual])?;
+    let (mask, unmask) = calls()?;
+    let measured = Measured::new([ours, floor], "both of raw").at_most(1.15).with_calls(mask + unmask, Some(3.0));
+    Ok(measured.against(usual, "a commit each time as well"))
 }
 
 /// The function mask of a device with as many vectors as MSI-X allows.
@@ -62,7 +90,8 @@ pub fn mask_2048(rounds: Rounds) -> Result<Measured, Error> {
         Ok(took)
     };
     let samples = rounds.few().measure(1, [&mut ours, &mut floor])?;
-    Ok(Measured::new(samples, "deassign, ×4").at_most(1.15))
+    let (mask, _) = calls()?;
+    Ok(Measured::new(samples, "deassign, ×4").at_most(1.15).with_calls(mask * COUNT as f64, Some(COUNT as f64)))
 }
 
 /// As many hot vectors of ours as raw irqfds.
@@ -103,4 +132,16 @@ impl Both {
             Ok(())
         })
     }
+}
+
+/// System calls to mask a hot vector and to unmask it again.
+fn calls() -> Result<(f64, f64), Error> {
+    let machine = Machine::new(Promotion::Prefill)?;
+    let vectors = machine.vectors(1)?;
+    program_all(&vectors)?;
+    let begin = machine.system_calls();
+    vectors.set_masking([0], Masking::Masked)?;
+    let masked = machine.system_calls();
+    vectors.set_masking([0], Masking::Unmasked)?;
+    Ok(((masked - begin) as f64, (machine.system_calls() - masked) as f64))
 }

@@ -99,7 +99,7 @@ fn the_id_has_four_bits_and_the_arbitration_register_shows_it() {
 fn a_write_to_the_version_register_is_no_harm() {
     let mut chip = Ioapic::default();
     let before = chip.save();
-    assert_eq!(write(&mut chip, 1, 0), Written::default());
+    assert_eq!(write(&mut chip, 1, 0), Written::Nothing);
     assert_eq!(chip.save(), IoapicState { select: 1, ..before });
 }
 
@@ -107,7 +107,7 @@ fn a_write_to_the_version_register_is_no_harm() {
 fn indexes_that_name_no_register_read_all_ones_and_ignore_writes() {
     let mut chip = Ioapic::default();
     for index in (3..0x10).chain(0x40..=0xff) {
-        assert_eq!(write(&mut chip, index, 0), Written::default());
+        assert_eq!(write(&mut chip, index, 0), Written::Nothing);
         assert_eq!(read(&mut chip, index), u32::MAX, "index {index:#x}");
     }
 }
@@ -233,12 +233,30 @@ fn an_end_of_interrupt_reaches_every_pin_of_that_vector_and_no_other() {
 }
 
 #[test]
-fn the_eoi_register_ends_like_a_broadcast_on_version_20_only() {
-    for (version, ended) in [(Version::V20, PinSet::only(5)), (Version::V11, PinSet::EMPTY)] {
+fn the_eoi_register_asks_for_an_end_on_version_20_only() {
+    for (version, written) in [(Version::V20, Written::EndOfInterrupt(0x41)), (Version::V11, Written::Nothing)] {
         let mut chip = Ioapic::default().with_version(version);
-        program(&mut chip, 5, 0x41 | LEVEL);
-        raise(&mut chip, 5);
-        assert_eq!(chip.write(EOI, &0x41u32.to_le_bytes()), Written { entry: None, ended });
+        assert_eq!(chip.write(EOI, &0x41u32.to_le_bytes()), written);
+    }
+}
+
+#[test]
+fn a_pin_is_ended_only_while_the_end_concerns_it() {
+    let mut chip = Ioapic::default();
+    program(&mut chip, 5, 0x41 | LEVEL);
+    raise(&mut chip, 5);
+    assert_eq!((chip.ending(0x42), chip.ending(0x41)), (PinSet::EMPTY, PinSet::only(5)));
+    assert!(!chip.end(5, 0x42) && !chip.end(24, 0x41));
+    assert!(chip.end(5, 0x41));
+    assert!(!chip.end(5, 0x41), "it has been ended");
+}
+
+#[test]
+fn an_access_names_the_pin_whose_entry_it_reaches() {
+    let mut chip = Ioapic::default();
+    for (index, pin) in [(1u32, None), (0x10, Some(0)), (0x3f, Some(23)), (0x40, None), (0xff, None)] {
+        let _ = chip.write(SELECT, &index.to_le_bytes());
+        assert_eq!((chip.entry_at(WINDOW), chip.entry_at(SELECT), chip.entry_at(EOI)), (pin, None, None));
     }
 }
 
@@ -268,8 +286,8 @@ fn writing_edge_clears_remote_irr_as_linux_ends_interrupts_on_version_11() {
     let mut chip = Ioapic::default();
     program(&mut chip, 5, 0x41 | LEVEL);
     raise(&mut chip, 5);
-    let _ = write(&mut chip, 0x1a, 0x41 | MASKED as u32);
-    let _ = write(&mut chip, 0x1a, 0x41 | LEVEL as u32);
+    assert_eq!(write(&mut chip, 0x1a, 0x41 | MASKED as u32), Written::Entry { pin: 5, ended: true });
+    assert_eq!(write(&mut chip, 0x1a, 0x41 | LEVEL as u32), Written::Entry { pin: 5, ended: false });
     assert_eq!(deliver(&mut chip, 5), Some(0x41));
 }
 

@@ -9,6 +9,7 @@
 //! Source: Intel SDM vol. 3A, chapter 11, whose sections the comments name. Where it leaves the choice,
 //! Linux `arch/x86/kvm/lapic.c` decides.
 
+mod address;
 mod spec;
 mod state;
 #[cfg(test)]
@@ -17,10 +18,11 @@ mod tests;
 use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Interrupt, RedirectionHint, Trigger, WINDOW_START};
 use spec::{
     ApicBase, ErrorStatus, FIRST_LEGAL_VECTOR, IA32_APIC_BASE, InterruptCommand, LocalVector, LocalVectorEntry,
-    Register, START_UP, SpuriousVector, VERSION, Vectors, X2APIC_BROADCAST, X2APIC_MSRS, XAPIC_BROADCAST,
+    Register, START_UP, SpuriousVector, VERSION, Vectors, X2APIC_MSRS,
 };
 use std::mem;
 
+pub(crate) use address::Address;
 pub use state::{LapicState, RestoreError};
 
 /// The local APIC of one processor.
@@ -64,7 +66,6 @@ pub struct Lapic {
     // State: what the processor has yet to take.
     nmi: bool,
     smi: bool,
-    extint: bool,
     init: bool,
     start_up: Option<u8>,
     waiting_for_start_up: bool,
@@ -160,7 +161,6 @@ impl Lapic {
             divide_configuration: 0,
             nmi: false,
             smi: false,
-            extint: false,
             init: false,
             start_up: None,
             waiting_for_start_up: !bsp,
@@ -172,6 +172,11 @@ impl Lapic {
     /// Its id: all 32 bits, also in xAPIC mode.
     pub fn id(&self) -> u32 {
         self.id
+    }
+
+    /// Whether its processor is the one that starts the machine.
+    pub fn is_bootstrap_processor(&self) -> bool {
+        self.base.bsp()
     }
 
     /// Which of its register interfaces is there.
@@ -191,29 +196,7 @@ impl Lapic {
     /// 0xff is id 255 or processors 0 to 7 of cluster 0, never a broadcast: KVM with
     /// KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK.
     pub fn matches(&self, destination: u32, mode: DestinationMode) -> bool {
-        match (self.mode(), mode) {
-            (Mode::Disabled, _) => false,
-            (Mode::X2apic, _) if destination == X2APIC_BROADCAST => true,
-            (Mode::Xapic, _) if destination == XAPIC_BROADCAST => true,
-            // In xAPIC mode too: an id above 0xff does not answer to its low eight bits, which are those
-            // of another processor (`kvm_recalculate_phys_map` gives them to that one).
-            (Mode::X2apic | Mode::Xapic, DestinationMode::Physical) => destination == self.id,
-            (Mode::X2apic, DestinationMode::Logical) => {
-                let own = self.logical_x2apic_id();
-                own >> 16 == destination >> 16 && own & destination & 0xffff != 0
-            }
-            (Mode::Xapic, DestinationMode::Logical) => {
-                let own = self.logical_destination >> 24;
-                match self.destination_format >> 28 {
-                    _ if destination > 0xff => false,
-                    // 11.6.2.2: flat model.
-                    0b1111 => own & destination != 0,
-                    // Cluster model.
-                    0b0000 => own >> 4 == destination >> 4 && own & destination & 0xf != 0,
-                    _ => false,
-                }
-            }
-        }
+        self.address().matches(destination, mode)
     }
 
     /// How busy its processor is, for the choice among the destinations of a lowest-priority interrupt:
@@ -230,10 +213,11 @@ impl Lapic {
     /// - Fixed and lowest priority: refused while the local APIC is disabled, by software or globally, and
     ///   if the vector is below 16, which is recorded as an error. Otherwise in the IRR (11.8.4).
     /// - NMI, SMI, INIT: refused only while it is globally disabled (11.4.7.2). Kept for the processor.
-    /// - ExtINT: kept until [`take_extint`](Self::take_extint) hands it out.
+    /// - ExtINT: refused. Its vector is the 8259's, which is asked for it by the processor: see
+    ///   [`Fabric::before_run`](crate::fabric::Fabric::before_run).
     pub fn accept(&mut self, interrupt: &Interrupt) -> Acceptance {
         match interrupt.delivery_mode {
-            DeliveryMode::ExtInt => self.extint = true,
+            DeliveryMode::ExtInt => return Acceptance::Refused,
             _ if self.mode() == Mode::Disabled => return Acceptance::Refused,
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
                 if !self.is_enabled() {
@@ -299,12 +283,6 @@ impl Lapic {
         self.mode() == Mode::Disabled || (!entry.mask() && entry.delivery_mode() == DeliveryMode::ExtInt as u8)
     }
 
-    /// The processor takes an interrupt whose vector the 8259 is to be asked for, as soon as the local
-    /// APIC [lets it through](Self::accepts_extint). Until then it stays, as KVM_INTERRUPT does.
-    pub fn take_extint(&mut self) -> bool {
-        self.accepts_extint() && mem::take(&mut self.extint)
-    }
-
     /// The processor takes an INIT and resets itself. The local APIC is as after power-up, but keeps its
     /// mode, and what was pending is gone (11.4.7.3). All but the bootstrap processor now wait for a SIPI.
     pub fn take_init(&mut self) -> bool {
@@ -314,7 +292,6 @@ impl Lapic {
         self.reset_registers();
         self.nmi = false;
         self.smi = false;
-        self.extint = false;
         self.waiting_for_start_up = !self.base.bsp();
         if !self.waiting_for_start_up {
             self.start_up = None;
@@ -334,7 +311,7 @@ impl Lapic {
     }
 
     /// Globally and by software (11.4.3).
-    fn is_enabled(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         self.base.en() && self.spurious_vector.software_enable()
     }
 
@@ -468,7 +445,7 @@ impl Lapic {
             Register::TaskPriority => self.task_priority.into(),
             Register::ArbitrationPriority => self.arbitration_priority_register().into(),
             Register::ProcessorPriority => self.processor_priority().into(),
-            Register::LogicalDestination if x2apic => self.logical_x2apic_id(),
+            Register::LogicalDestination if x2apic => self.address().logical_x2apic_id(),
             Register::LogicalDestination => self.logical_destination,
             Register::DestinationFormat => self.destination_format,
             Register::SpuriousVector => self.spurious_vector.into_bits(),
@@ -631,9 +608,14 @@ impl Lapic {
         LocalVectorEntry::from_bits(self.local_vectors[entry as usize])
     }
 
-    /// 11.12.10.2: cluster and one bit of sixteen, from the id.
-    fn logical_x2apic_id(&self) -> u32 {
-        self.id >> 4 << 16 | 1 << (self.id & 0xf)
+    /// 11.6.2.
+    fn address(&self) -> Address {
+        Address {
+            mode: self.mode(),
+            id: self.id,
+            logical_destination: self.logical_destination,
+            destination_format: self.destination_format,
+        }
     }
 }
 

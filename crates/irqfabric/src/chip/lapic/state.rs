@@ -41,8 +41,6 @@ pub struct LapicState {
     pub nmi: bool,
     /// A system management interrupt is pending.
     pub smi: bool,
-    /// An ExtINT is pending.
-    pub extint: bool,
     /// An INIT is pending.
     pub init: bool,
     /// A SIPI is pending, with this vector.
@@ -87,7 +85,6 @@ impl Lapic {
             divide_configuration,
             nmi,
             smi,
-            extint,
             init,
             start_up,
             waiting_for_start_up,
@@ -110,7 +107,6 @@ impl Lapic {
             divide_configuration: *divide_configuration,
             nmi: *nmi,
             smi: *smi,
-            extint: *extint,
             init: *init,
             start_up: *start_up,
             waiting_for_start_up: *waiting_for_start_up,
@@ -138,7 +134,6 @@ impl Lapic {
             divide_configuration,
             nmi,
             smi,
-            extint,
             init,
             start_up,
             waiting_for_start_up,
@@ -175,7 +170,6 @@ impl Lapic {
             divide_configuration: divide_configuration & writable(Register::DivideConfiguration),
             nmi,
             smi,
-            extint,
             init,
             start_up: start_up.filter(|_| init || waiting_for_start_up),
             waiting_for_start_up,

@@ -621,22 +621,18 @@ fn an_extint_gets_through_an_unmasked_lint0_in_extint_mode_only() {
 }
 
 #[test]
-fn an_extint_stays_until_lint0_lets_it_through() {
-    let mut lapic = xapic(0);
-    accept(&mut lapic, &[of(DeliveryMode::ExtInt)]);
-    assert!(!lapic.take_extint());
-    lapic.set(LVT_LINT0, EXTINT);
-    assert!(lapic.take_extint());
-    assert!(!lapic.take_extint());
-}
-
-#[test]
 fn an_extint_gets_through_where_there_is_no_local_apic() {
     let mut lapic = xapic(0);
     lapic.write_msr(IA32_APIC_BASE, PAGE).unwrap();
     assert!(lapic.accepts_extint());
-    accept(&mut lapic, &[of(DeliveryMode::ExtInt)]);
-    assert!(lapic.take_extint());
+}
+
+#[test]
+fn an_extint_is_no_vector_of_its_own() {
+    let mut lapic = xapic(0);
+    lapic.set(LVT_LINT0, EXTINT);
+    assert_eq!(lapic.accept(&of(DeliveryMode::ExtInt)), Acceptance::Refused);
+    assert_eq!(lapic.pending(), None);
 }
 
 // Priorities and the end of interrupt.
@@ -986,7 +982,7 @@ enum Answer {
     Written(Result<Option<Effect>, GeneralProtection>),
     Accepted(Acceptance),
     Vector(Option<u8>),
-    Taken([bool; 4], Option<u8>),
+    Taken([bool; 3], Option<u8>),
 }
 
 impl Step {
@@ -1006,7 +1002,7 @@ impl Step {
             Self::EndOfInterrupt if lapic.mode() == Mode::X2apic => Answer::Written(lapic.write_msr(0x80b, 0)),
             Self::EndOfInterrupt => Answer::Effect(lapic.write(EOI, &[0; 4])),
             Self::Take => {
-                let taken = [lapic.take_nmi(), lapic.take_smi(), lapic.take_extint(), lapic.take_init()];
+                let taken = [lapic.take_nmi(), lapic.take_smi(), lapic.take_init()];
                 Answer::Taken(taken, lapic.take_start_up())
             }
         }
@@ -1073,7 +1069,7 @@ proptest! {
     fn whatever_a_snapshot_holds_the_rules_hold(
         words in any::<([u64; 4], [u64; 4], [u64; 4], [u32; 6], u64, u64)>(),
         registers in any::<(u8, u32, u32, u32, u32, u32, u32, u32)>(),
-        flags in any::<(bool, bool, bool, bool, Option<u8>, bool)>(),
+        flags in any::<(bool, bool, bool, Option<u8>, bool)>(),
         legal in any::<bool>(),
         mode in prop_oneof![Just(0), Just(EN), Just(EN | EXTD)],
         steps in vec(steps(), 0..30),
@@ -1086,10 +1082,10 @@ proptest! {
             apic_base = PAGE | mode;
         }
         let (tpr, ldr, dfr, svr, esr, errors, initial_count, divide_configuration) = registers;
-        let (nmi, smi, extint, init, start_up, waiting_for_start_up) = flags;
+        let (nmi, smi, init, start_up, waiting_for_start_up) = flags;
         let state = LapicState {
             id: 1, apic_base, tpr, ldr, dfr, svr, isr, tmr, irr, esr, errors, icr, lvt, initial_count,
-            divide_configuration, nmi, smi, extint, init, start_up, waiting_for_start_up,
+            divide_configuration, nmi, smi, init, start_up, waiting_for_start_up,
         };
         let mut lapic = Lapic::new(1);
         let result = lapic.restore(&state);
