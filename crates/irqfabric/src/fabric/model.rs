@@ -6,7 +6,7 @@
 //! the guest changes.
 //!
 //! Two or three threads do one operation each, to one vector or two, or to one pin and its line. What must hold afterwards is said
-//! where each kind is: [`vectors`], [`pins`], [`lines`].
+//! where each kind is: [`vectors`], [`pins`], [`lines`], [`pic`].
 //! Every model runs with the kernel's worker at once and as late as can be, and with a commit and a detach as
 //! what `settle` finds cheaper.
 //!
@@ -19,6 +19,7 @@
 //! ```
 
 mod lines;
+mod pic;
 mod pins;
 mod vectors;
 mod vtd;
