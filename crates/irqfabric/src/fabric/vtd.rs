@@ -81,6 +81,7 @@ impl VtdPort {
                         && let Some(unit) = &fabric.vtd
                     {
                         unit.port.go_on(&fabric);
+                        fabric.ring();
                     }
                 });
             }

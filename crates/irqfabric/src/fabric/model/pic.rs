@@ -1,7 +1,8 @@
 //! A vCPU's thread, its kick, and whoever has something for it to take: nobody sleeps through an interrupt of the PIC's.
 //!
 //! The vCPU goes round its loop as a VMM's must: it forgets its last kick, calls `before_run`, and enters the guest unless it
-//! was kicked meanwhile (`immediate_exit`). There it stays: what fetches it out is another kick alone. When all threads are
+//! was kicked meanwhile (`immediate_exit`). There it stays, unless its window was wanted: what fetches it out is another kick
+//! alone. When all threads are
 //! done it is fetched if it was kicked, and must then have been given what there is, each vector once.
 
 use super::*;
@@ -38,6 +39,7 @@ struct Processor {
     /// One of them since it was in the guest.
     latched: bool,
     lint0: Takes,
+    window: InterruptWindow,
 }
 
 impl Vcpu for Processor {
@@ -57,7 +59,9 @@ impl Vcpu for Processor {
         Ok(Acceptance::Accepted)
     }
 
-    fn set_window(&mut self, _: InterruptWindow) {}
+    fn set_window(&mut self, window: InterruptWindow) {
+        self.window = window;
+    }
 }
 
 struct Pc {
@@ -98,7 +102,12 @@ impl Pc {
             }
         }
         let lint0 = if way == Way::Intr { Takes::Now } else { Takes::Never };
-        let processor = crate::sync::Mutex::new(Processor { got: Vec::new(), latched: false, lint0 });
+        let processor = crate::sync::Mutex::new(Processor {
+            got: Vec::new(),
+            latched: false,
+            lint0,
+            window: InterruptWindow::Unwanted,
+        });
         let sources = [4, 5].map(|gsi| fabric.line(gsi).unwrap().source("device"));
         Self { fabric, kicked, processor, sources }
     }
@@ -109,13 +118,16 @@ impl Pc {
         loop {
             *self.kicked.lock() = false;
             self.fabric.before_run(&mut *processor).unwrap();
-            if !*self.kicked.lock() {
-                break;
+            if *self.kicked.lock() {
+                continue;
+            }
+            // The guest takes what it was given, and then it is ready.
+            processor.latched = false;
+            processor.lint0 = if processor.lint0 == Takes::Later { Takes::Now } else { processor.lint0 };
+            if processor.window == InterruptWindow::Unwanted {
+                return;
             }
         }
-        // The guest takes what it was given.
-        processor.latched = false;
-        processor.lint0 = if processor.lint0 == Takes::Later { Takes::Now } else { processor.lint0 };
     }
 
     /// If the vCPU was kicked while it was in the guest, it comes out.
