@@ -86,6 +86,11 @@ impl Reader {
         Ok(true)
     }
 
+    /// What the first word has told.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     pub fn rewind(&mut self) -> Result<(), String> {
         self.block = 0;
         self.file.rewind().map_err(|error| format!("{}: {error}", self.name))

@@ -7,6 +7,7 @@
 //! It has no dependency, so that plain `rustc` builds it in a second: see `testbed/binaries.rs`.
 
 mod disk;
+mod flood;
 mod interrupts;
 mod kvm;
 mod moves;
@@ -16,8 +17,10 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 guest-probe fill FILE BYTES SEED            write a disk image whose every word is known
 guest-probe verify DISK                     read it flat out, past the page cache, and check it
-guest-probe move MOVES SECONDS level|message DISK [EDGE-ACTION]
+guest-probe move MOVES SECONDS [remapped-]level|[remapped-]message DISK [EDGE-ACTION]
                                             move interrupts between CPUs while they fire
+guest-probe flood INTERRUPTS SECONDS DISK...
+                                            read disks that share an interrupt until it has fired so often
 guest-probe kvm                             open /dev/kvm and list what it can do";
 
 fn main() -> ExitCode {
@@ -31,6 +34,9 @@ fn main() -> ExitCode {
         ["move", moves, seconds, kind, disk, ref edge @ ..] if edge.len() < 2 => number(moves)
             .and_then(|moves| Ok((moves, number(seconds)?, moves::Kind::of(kind)?)))
             .and_then(|(moves, seconds, kind)| moves::run(moves, seconds, kind, disk, edge.first().copied())),
+        ["flood", interrupts, seconds, ref disks @ ..] if !disks.is_empty() => number(interrupts)
+            .and_then(|interrupts| Ok((interrupts, number(seconds)?)))
+            .and_then(|(interrupts, seconds)| flood::run(interrupts, seconds, disks)),
         ["kvm"] => kvm::capabilities(),
         _ => Err(format!("usage:\n{USAGE}")),
     };

@@ -6,6 +6,11 @@
 //! CPU's count must stand still for a level pin; for an edge and for a message, one may have been on its way to the
 //! old CPU (its LAPIC had it in IRR already).
 //!
+//! Behind interrupt remapping Linux moves all kinds from the thread that writes `smp_affinity`, by changing the
+//! remapping entry (IRQ_MOVE_PCNTXT): a level interrupt may be on its way to the old CPU just as well, and one that it has
+//! begun with and not counted yet before that. So the thread first runs on the old CPU for a moment, which has taken by then
+//! what its LAPIC had, and counts from then on.
+//!
 //! `/sys/kernel/irq/N/per_cpu_count` has the very counters of `/proc/interrupts`, without the other lines:
 //! reading it is cheap enough to do several times for each move.
 
@@ -29,14 +34,22 @@ struct Wire {
     irq: u32,
     /// How many interrupts the old CPU may still take after the move.
     stragglers_allowed: u64,
+    /// Whether the old CPU is visited first.
+    remapped: bool,
     cpu: usize,
     moves: u64,
     stragglers: u64,
 }
 
-/// How the disk interrupts.
+/// How the disk interrupts, and whether that is behind interrupt remapping.
 #[derive(Clone, Copy)]
-pub enum Kind {
+pub struct Kind {
+    wire: WireKind,
+    remapped: bool,
+}
+
+#[derive(Clone, Copy)]
+enum WireKind {
     /// By a level line, an action of its own name.
     Level,
     /// By a message vector that its queues share.
@@ -45,17 +58,19 @@ pub enum Kind {
 
 impl Kind {
     pub fn of(word: &str) -> Result<Self, String> {
-        match word {
-            "level" => Ok(Self::Level),
-            "message" => Ok(Self::Message),
-            _ => Err(format!("{word:?} is neither level nor message")),
-        }
+        let (word, remapped) = word.strip_prefix("remapped-").map_or((word, false), |word| (word, true));
+        let wire = match word {
+            "level" => Ok(WireKind::Level),
+            "message" => Ok(WireKind::Message),
+            _ => Err(format!("{word:?} is none of level, message, remapped-level, remapped-message")),
+        };
+        Ok(Self { wire: wire?, remapped })
     }
 
     fn wire(self, device: &str) -> Result<Wire, String> {
-        match self {
-            Self::Level => Wire::find(device, 0),
-            Self::Message => Wire::find(&format!("{device}-virtqueues"), 1),
+        match self.wire {
+            WireKind::Level => Wire::find(device, 0, self.remapped),
+            WireKind::Message => Wire::find(&format!("{device}-virtqueues"), 1, self.remapped),
         }
     }
 }
@@ -68,7 +83,7 @@ pub fn run(moves: u64, seconds: u64, kind: Kind, disk: &str, edge: Option<&str>)
     }
     let mut wires = vec![kind.wire(&device_of(disk)?)?];
     if let Some(edge) = edge {
-        wires.push(Wire::find(edge, 1)?);
+        wires.push(Wire::find(edge, 1, kind.remapped)?);
     }
     let load = Load::default();
     thread::scope(|scope| {
@@ -106,7 +121,7 @@ fn move_all(wires: &mut [Wire], cpus: usize, moves: u64, deadline: Instant, load
 }
 
 impl Wire {
-    fn find(action: &str, stragglers_allowed: u64) -> Result<Self, String> {
+    fn find(action: &str, stragglers_allowed: u64, remapped: bool) -> Result<Self, String> {
         let table = read("/proc/interrupts")?;
         let rows = interrupts::parse(&table);
         let Row { irq, .. } = rows
@@ -114,7 +129,8 @@ impl Wire {
             .find(|row| row.has_action(action))
             .ok_or_else(|| format!("/proc/interrupts has no line for {action}:\n{table}"))?;
         let cpu = effective_cpu(irq)?.ok_or_else(|| format!("{action} has more than one CPU"))?;
-        Ok(Self { name: action.into(), irq, stragglers_allowed, cpu, moves: 0, stragglers: 0 })
+        let name = action.into();
+        Ok(Self { name, irq, stragglers_allowed, remapped, cpu, moves: 0, stragglers: 0 })
     }
 
     fn move_to(&mut self, new: usize) -> Result<(), String> {
@@ -122,6 +138,10 @@ impl Wire {
         let path = format!("/proc/irq/{}/smp_affinity_list", self.irq);
         fs::write(&path, new.to_string()).map_err(|error| format!("{path}: {error}"))?;
         self.wait("effective_affinity to show the new CPU", new, |wire| Ok(effective_cpu(wire.irq)? == Some(new)))?;
+        if self.remapped {
+            run_on(1 << old)?;
+            run_on(u64::MAX)?;
+        }
         let before = self.counts()?;
         self.wait("interrupts on the new CPU", new, |wire| Ok(wire.counts()?[new] >= before[new] + ARRIVALS))?;
         let after = self.counts()?;
@@ -202,13 +222,24 @@ impl Load {
     }
 }
 
+unsafe extern "C" {
+    fn sched_setaffinity(thread: i32, size: usize, cpus: *const u64) -> i32;
+}
+
+/// Has this thread run on these CPUs only, from when it returns.
+fn run_on(cpus: u64) -> Result<(), String> {
+    // SAFETY: the mask is as large as we say, and read only during the call.
+    let failed = unsafe { sched_setaffinity(0, size_of_val(&cpus), &raw const cpus) } != 0;
+    if failed { Err(format!("sched_setaffinity: {}", std::io::Error::last_os_error())) } else { Ok(()) }
+}
+
 /// The one CPU that the interrupt goes to now.
 fn effective_cpu(irq: u32) -> Result<Option<usize>, String> {
     Ok(read(&format!("/proc/irq/{irq}/effective_affinity_list"))?.trim().parse().ok())
 }
 
 /// The virtio device behind a disk: `/sys/block/vda/device` links to `…/virtio3`.
-fn device_of(disk: &str) -> Result<String, String> {
+pub fn device_of(disk: &str) -> Result<String, String> {
     let name = disk.trim_start_matches("/dev/");
     let link = format!("/sys/block/{name}/device");
     let target = fs::read_link(&link).map_err(|error| format!("{link}: {error}"))?;
@@ -221,6 +252,6 @@ fn cpus() -> Result<usize, String> {
     Ok(table.lines().next().map_or(0, |header| header.matches("CPU").count()))
 }
 
-fn read(path: &str) -> Result<String, String> {
+pub fn read(path: &str) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))
 }

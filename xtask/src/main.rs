@@ -1,9 +1,12 @@
-//! The project's chores: `cargo xtask test` and `cargo xtask testbed …`.
+//! The project's chores: `cargo xtask test`, `fuzz`, `testbed …` and `figures`.
 //!
-//! `test` runs everything that decides whether the tree is good, from formatting to stock Linux guests.
-//! `testbed` prepares and runs the machines for the latter: a stock Debian kernel under QEMU's TCG has a real
-//! `/dev/kvm`, so they need no hardware virtualization. Both work on any x86-64 Debian machine.
+//! `test` runs everything that decides whether the tree is good, from formatting to stock Linux guests. `fuzz` runs the
+//! fuzz targets for as long as one likes. `testbed` prepares and runs the machines for the tests with Linux: a stock Debian
+//! kernel under QEMU's TCG has a real `/dev/kvm`, so they need no hardware virtualization; they work on any x86-64 Debian
+//! machine. `figures` measures what the README shows.
 
+mod figures;
+mod fuzz;
 mod process;
 mod report;
 mod scenarios;
@@ -27,15 +30,21 @@ struct Cli {
 enum Chore {
     /// Run every check of the project; the exit status is 0 when none failed
     Test(test::Args),
+    /// Run fuzz targets under libFuzzer; the exit status is 0 when none failed
+    Fuzz(fuzz::Args),
     /// Stock KVM and stock Linux guests on any machine, without hardware virtualization
     #[command(subcommand)]
     Testbed(testbed::command::Command),
+    /// Measure what the README shows, a table and a plot, and put it there: on a machine that does nothing else
+    Figures,
 }
 
 fn main() -> ExitCode {
     let result = process::install_interrupt_handler().and_then(|()| match Cli::parse().chore {
         Chore::Test(args) => test::run(&args),
+        Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Testbed(command) => testbed::command::run(command),
+        Chore::Figures => figures::run().map(|()| ExitCode::SUCCESS),
     });
     match result {
         Ok(status) => status,

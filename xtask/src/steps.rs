@@ -30,6 +30,7 @@ pub fn all() -> Vec<Step> {
         Step { name: "unit", work: |live| cargo("unit", live, &[&UNIT]) },
         Step { name: "unit-kvm", work: |live| on_kvm("unit-kvm", live, &[&UNIT_KVM]) },
         Step { name: "model", work: model },
+        Step { name: "fuzz-bounded", work: |live| cargo("fuzz-bounded", live, &[&FUZZ_FMT, &FUZZ_CLIPPY, &FUZZ]) },
         Step { name: "docs", work: docs },
         Step { name: "run-kvm", work: |live| on_kvm("run-kvm", live, &[&KVM, &KVM]) },
         Step { name: "run-sim", work: |live| cargo("run-sim", live, &[&SIM, &SIM]) },
@@ -39,6 +40,11 @@ pub fn all() -> Vec<Step> {
 /// Tests that need /dev/kvm stand in a module of that name, wherever they are.
 const UNIT: [&str; 6] = ["test", "--workspace", "--all-features", "--", "--skip", "on_kvm::"];
 const UNIT_KVM: [&str; 6] = ["test", "--workspace", "--all-features", "--tests", "--", "on_kvm::"];
+/// The fuzz targets as tests, over their corpus and random inputs. Their workspace is another one (`cargo xtask fuzz`).
+const FUZZ_FMT: [&str; 4] = ["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"];
+const FUZZ_CLIPPY: [&str; 9] =
+    ["clippy", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target", "--all-targets", "--", "-D", "warnings"];
+const FUZZ: [&str; 5] = ["test", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target"];
 const KVM: [&str; 6] = ["run", "--release", "--", "run", "--count", "100000"];
 const SIM: [&str; 8] = ["run", "--release", "--", "run", "--count", "100000", "--backend", "sim"];
 

@@ -87,6 +87,14 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A function of the host that VFIO does not give, or not to this machine.
+    #[error("VFIO device {device}: {why}")]
+    Vfio {
+        /// Its address.
+        device: String,
+        /// What is wrong with it and what to do.
+        why: String,
+    },
     /// Options that do not go together, or beyond a limit.
     #[error("{0}")]
     Options(String),
@@ -104,6 +112,11 @@ impl Error {
     /// For `map_err` behind a call of KVM's.
     pub fn kvm(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |errno| Self::Kvm { call, source: errno.into() }
+    }
+
+    /// For a function of the host that cannot be passed through.
+    pub fn vfio(device: impl ToString, why: impl ToString) -> Self {
+        Self::Vfio { device: device.to_string(), why: why.to_string() }
     }
 
     /// For a file that cannot be used.

@@ -45,8 +45,21 @@ fn options_that_cannot_be_are_refused_before_anything_is_done() {
 
 #[test]
 fn a_test_guest_has_vectors_for_so_many_eventfds_and_no_more() {
-    assert!(sentence(&irqfabric(&["run", "--vectors", "87"])).contains("more than 86"));
+    assert!(sentence(&irqfabric(&["run", "--vectors", "85"])).contains("more than 84"));
     assert_eq!(irqfabric(&["run", "--seconds", "1", "--count", "1"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_function_that_is_not_there_is_refused_and_so_is_what_is_no_address() {
+    let refused = refusal(&["--kernel", "x", "--vfio", "ffff:ff:1f.7"]);
+    assert!(refused.contains("VFIO device ffff:ff:1f.7: there is no such PCI function"), "{refused}");
+    let twice = refusal(&["--kernel", "x", "--vfio", "ff:1f.7", "--vfio", "0000:ff:1f.7,intx"]);
+    assert!(twice.contains("VFIO device 0000:ff:1f.7: it is there twice"), "{twice}");
+    for address in ["nvme0", "00:20.0", "0000:00:04.0,msi"] {
+        let output = boot(&["--kernel", "x", "--vfio", address]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(address.split(',').next_back().unwrap()));
+    }
 }
 
 /// What it takes an open /dev/kvm to find out.

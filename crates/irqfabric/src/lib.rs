@@ -16,7 +16,7 @@
 //! | part | what it is |
 //! | --- | --- |
 //! | [`msg`] | messages and what they ask for, in their own types |
-//! | [`mod@line`] | a wire with any number of sources; what it ends in |
+//! | [`mod@line`] | a wire with any number of sources, resampling ones among them; what it ends in; edge and level for generic devices |
 //! | [`chip`] | IOAPIC, PIC and local APIC: register-exact state machines without I/O |
 //! | [`pci`] | MSI, MSI-X and INTx: what a guest programs of a PCI function, as state machines |
 //! | [`memory`] | the guest's memory, in two methods |
@@ -27,7 +27,8 @@
 //! # Features
 //!
 //! `kvm` and `sim` (both on by default) are the two backends. `serde` makes snapshots and reports serializable.
-//! `vm-memory` and `vm-superio` implement our traits for, and those of, the rust-vmm crates of these names.
+//! `vm-memory` and `vm-superio` implement our traits for, and those of, the rust-vmm crates of these names; so does
+//! `vm-device`, whose buses take the chips of a fabric ([`Fabric::register`](fabric::Fabric)).
 
 #![deny(unsafe_code)]
 // Under loom the models play the dispatcher: its deadlines go unused.

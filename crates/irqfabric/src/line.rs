@@ -214,7 +214,7 @@ impl Line {
         LineSource { wire: self.0.clone(), slot }
     }
 
-    /// The wire's level.
+    /// The wire's level, as far as its sources are ours: not what a pair of eventfds holds in a hypervisor's own chips.
     pub fn level(&self) -> Level {
         self.0.state.lock().level()
     }

@@ -10,7 +10,7 @@ use irqfabric::line::Level;
 use irqfabric::msg::{DestinationFormat, Interrupt, Masking, Message, RequesterId, Trigger};
 use irqfabric::pci::Changed;
 use irqfabric::pci::msix::Msix;
-use irqfabric::remap::{Cookie, Entries, Refusal, Remapper, Translation};
+use irqfabric::remap::{Cookie, Entries, ExtDest, Fault, Refusal, Remapper, Translation, Untranslated};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -177,8 +177,9 @@ struct OneEntry(AtomicBool);
 impl Remapper for &'static OneEntry {
     fn translate(&self, message: &Message) -> Result<Translation, Refusal> {
         let present = self.0.load(Ordering::Relaxed);
-        let translated = DestinationFormat::Eight.translate(message)?;
-        if present { Ok(Translation { cookie: Some(Cookie(7)), ..translated }) } else { Err(Refusal::Blocked(0x22)) }
+        let translated = Untranslated.translate(message)?;
+        let absent = Fault { reason: 0x22, cookie: Some(Cookie(7)), silent: false };
+        if present { Ok(Translation { cookie: Some(Cookie(7)), ..translated }) } else { Err(Refusal::Blocked(absent)) }
     }
 }
 
@@ -463,7 +464,7 @@ fn an_msix_table_drives_its_vectors() {
 fn destinations_above_255_are_read_where_the_guest_was_told_of_them() {
     let recorder = Recorder::new();
     let builder = Fabric::builder(recorder.clone()).ioapic(Ioapic::default());
-    let fabric = builder.destinations(DestinationFormat::Fifteen).build().unwrap();
+    let fabric = builder.remapper(ExtDest).build().unwrap();
     let vectors = fabric.msi_vectors(RequesterId(8), 1);
     let source = fabric.line(4).unwrap().source("serial");
     for destination in (0..0x8000).step_by(17).chain([255, 256, 32_767]) {

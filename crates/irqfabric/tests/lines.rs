@@ -4,8 +4,10 @@ mod common;
 
 use common::{Call, Guest, LEVEL, MASKED, REMOTE_IRR, Recorder, entry};
 use irqfabric::chip::ioapic::Ioapic;
-use irqfabric::fabric::{Fabric, IOAPIC_ADDRESS};
+use irqfabric::fabric::{Fabric, IOAPIC_ADDRESS, LineEventfdsError};
 use irqfabric::line::{Level, Line, LineSource};
+use std::env;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
@@ -269,6 +271,28 @@ fn a_dropped_pair_lowers_what_it_had_raised_and_its_trigger_does_nothing_any_mor
 }
 
 #[test]
+fn a_pair_is_saved_with_what_its_trigger_holds_and_restored_without_an_edge() {
+    let (fabric, recorder, _) = machine();
+    let pair = fabric.line_eventfds(GSI, "vfio").unwrap();
+    for round in 0..200 {
+        assert_eq!(pair.level(), Level::Low);
+        pair.trigger().write(1).unwrap();
+        assert_eq!((pair.level(), recorder.take_vectors()), (Level::High, vec![VECTOR]), "round {round}");
+        fabric.end_of_interrupt(VECTOR);
+    }
+    pair.trigger().write(1).unwrap();
+    let level = pair.level();
+    let saved = fabric.ioapics().next().unwrap().2;
+    let other = Recorder::new();
+    let restored = Fabric::builder(other.clone()).ioapic(Ioapic::restore(&saved).unwrap()).build().unwrap();
+    let pair = restored.line_eventfds(GSI, "vfio").unwrap();
+    pair.restore(level);
+    assert_eq!((pair.level(), other.take_vectors(), count(pair.resample())), (Level::High, vec![], 0));
+    restored.end_of_interrupt(VECTOR);
+    assert_eq!((pair.level(), other.take_vectors(), count(pair.resample())), (Level::Low, vec![], 1));
+}
+
+#[test]
 fn a_gsi_that_is_not_there_has_no_pair() {
     let (fabric, ..) = machine();
     let error = fabric.line_eventfds(24, "vfio").unwrap_err();
@@ -405,4 +429,31 @@ fn a_level_that_falls_is_not_tried_again() {
     let errors = fabric.stats().host_errors;
     thread::sleep(Duration::from_millis(30));
     assert_eq!((fabric.stats().host_errors, recorder.take()), (errors, vec![]));
+}
+
+/// In a process of its own, in which no thread finds room for its stack.
+#[test]
+fn where_the_host_gives_no_thread_a_storm_goes_on_and_a_failed_commit_waits_for_the_next_reason() {
+    if env::var_os("RUST_MIN_STACK").is_none() {
+        let name = "where_the_host_gives_no_thread_a_storm_goes_on_and_a_failed_commit_waits_for_the_next_reason";
+        let mut child = Command::new(env::current_exe().unwrap());
+        let child = child.args([name, "--exact", "--test-threads=1"]).env("RUST_MIN_STACK", (1_u64 << 62).to_string());
+        return assert!(child.status().unwrap().success());
+    }
+    assert!(thread::Builder::new().spawn(|| ()).is_err());
+    let (fabric, recorder, line) = machine();
+    let source = line.source("device");
+    recorder.fail_commits(true);
+    source.raise();
+    assert_eq!((recorder.take_vectors(), fabric.stats().shortages), (vec![], 1));
+    recorder.fail_commits(false);
+    fabric.write_register(0x10 + 2 * PIN, u32::from(VECTOR) | LEVEL as u32);
+    assert_eq!(recorder.take_vectors(), [VECTOR]);
+    for _ in 0..10_001 {
+        fabric.end_of_interrupt(VECTOR);
+    }
+    let stats = fabric.stats();
+    assert_eq!((recorder.take_vectors().len(), stats.brakes, stats.shortages), (10_001, 0, 2));
+    assert!(matches!(fabric.line_eventfds(GSI, "vfio"), Err(LineEventfdsError::Eventfd(_))));
+    assert_eq!(line.stats().len(), 1, "nothing is left of it");
 }

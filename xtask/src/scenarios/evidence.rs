@@ -6,7 +6,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 
 #[path = "../../guest/interrupts.rs"]
-mod interrupts;
+pub mod interrupts;
 
 pub use interrupts::Row;
 
@@ -98,10 +98,18 @@ pub fn probe<T: for<'a> Deserialize<'a>>(json: &str) -> Result<T> {
 #[derive(Deserialize)]
 pub struct BootReport {
     pub lines: Vec<Line>,
+    pub pairs: Vec<Pair>,
     pub vectors: Vec<Vector>,
     pub promotions: u64,
     pub wakeups: u64,
     pub commits: u64,
+    pub messages: Messages,
+}
+
+/// Messages that did not become interrupts.
+#[derive(Deserialize)]
+pub struct Messages {
+    pub blocked: u64,
 }
 
 /// A message vector. What the kernel delivered for it while it was hot is in neither count.
@@ -115,18 +123,33 @@ pub struct Vector {
     pub hot: bool,
 }
 
+/// What a device with a level line by two eventfds wrote and read.
+#[derive(Deserialize)]
+pub struct Pair {
+    pub device: String,
+    pub triggered: u64,
+    pub resampled: u64,
+}
+
 #[derive(Deserialize)]
 pub struct Line {
     /// `serial`; `disk0`, `disk1`, … in the order of the command line.
     pub name: String,
     pub gsi: u32,
+    pub raised: u64,
     pub delivered: u64,
+    pub ended: u64,
 }
 
 impl BootReport {
     /// The vectors of a device.
     pub fn vectors(&self, device: &str) -> impl Iterator<Item = &Vector> {
         self.vectors.iter().filter(move |vector| vector.device == device)
+    }
+
+    pub fn pair(&self, device: &str) -> Result<&Pair> {
+        let pair = self.pairs.iter().find(|pair| pair.device == device);
+        pair.with_context(|| format!("the report of irqfabric boot has no pair of eventfds of {device}"))
     }
 
     pub fn line(&self, name: &str) -> Result<&Line> {

@@ -1,7 +1,7 @@
 //! L1 itself, and the payload test of `irqfabric run` on its real KVM.
 
 use super::evidence::{Evidence, probe};
-use super::{Machine, Needs, Scenario};
+use super::{Machine, Needs, Scale, Scenario};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -112,6 +112,30 @@ pub fn testdev() -> Scenario {
             let tests = evidence.text("tests").unwrap_or_default();
             evidence.l1_passed().context(tests.clone())?;
             ensure!(tests.contains("2 passed; 0 failed; 0 ignored"), "expected two tests to pass, saw:\n{tests}");
+            Ok(())
+        }),
+    }
+}
+
+/// Each access of the guest is a trap into two emulations: a program of 5,000 operations takes seconds here.
+pub fn differential(scale: Scale) -> Scenario {
+    let seeds = if scale == Scale::Quick { 2 } else { 50 };
+    Scenario {
+        name: "differential".into(),
+        proves: "random guests see no difference between our IOAPIC and PIC and stock KVM's, but the named ones".into(),
+        limit: Duration::from_secs(60 + 12 * seeds),
+        machine: Machine::L1 {
+            script: format!("IRQFABRIC_SEEDS=0..{seeds} kvm differential:: >/out/tests 2>/out/stderr"),
+            needs: Needs::KvmTests,
+            linux: None,
+        },
+        judge: Box::new(|evidence| {
+            let tests = evidence.text("tests").unwrap_or_default();
+            evidence.l1_passed().context(tests.clone())?;
+            for name in ["ioapic", "pic"] {
+                let line = format!("random_programs_come_out_the_same_on_the_in_kernel_{name} ... ok");
+                ensure!(tests.contains(&line), "expected the line {line:?}, saw:\n{tests}");
+            }
             Ok(())
         }),
     }

@@ -4,13 +4,17 @@
 //! seen. A scenario on the `Reference` machine judges the guest tests themselves, by QEMU's devices.
 
 mod evidence;
+mod intremap;
 mod l1;
 pub mod linux;
 mod moves;
 mod pci;
+mod shared;
+mod vfio;
 
 pub use evidence::Evidence;
 
+use crate::testbed::Passable;
 use anyhow::Result;
 use std::time::Duration;
 
@@ -45,6 +49,8 @@ pub enum Machine {
         /// The script needs a guest's kernel and initramfs in /l2.
         linux: Option<Linux>,
     },
+    /// The same with an IOMMU and these devices, each with a disk of its own, to be passed on; it has the product.
+    L1WithIommu { script: String, linux: Option<Linux>, devices: Vec<Passable> },
     /// Stock Linux on QEMU's own virtio-mmio disks and IOAPICs.
     Reference { linux: Linux, cpus: u32, disks: u32 },
 }
@@ -55,8 +61,10 @@ pub enum Needs {
     Nothing,
     /// The binary `irqfabric`.
     Product,
-    /// That, and the test program of its testdev profile.
+    /// That, and the test program of its testdev profile, `testdev`.
     Testdev,
+    /// The library's tests on real KVM, `kvm`.
+    KvmTests,
 }
 
 /// Stock Linux as a guest.
@@ -76,10 +84,13 @@ pub fn ours(scale: Scale) -> Vec<Scenario> {
 /// is reset before the kernel's first byte, on some hosts and in some hours in most of its starts, and nothing of ours is
 /// in it.
 pub fn all(scale: Scale) -> Vec<Scenario> {
-    let mut list =
-        vec![l1::kvm(), linux::reference(), moves::reference(scale), l1::run(), l1::run_with_pic(), l1::testdev()];
+    let mut list = vec![l1::kvm(), linux::reference(), moves::reference(scale), l1::run(), l1::testdev()];
+    list.extend([l1::run_with_pic(), l1::differential(scale)]);
     list.extend([1, 2, 4].map(linux::boots));
     list.extend([linux::noapic(), linux::thirty_disks(), linux::same_as_kernel_irqchip(), moves::under_load(scale)]);
     list.extend([pci::linux(), pci::without_msix(), moves::msix_under_load(scale)]);
+    list.extend([2, 4].map(|cpus| intremap::boots(cpus, scale)));
+    list.extend([intremap::apic_ids(), intremap::apic_ids_without()]);
+    list.extend([shared::level(scale), vfio::refusals(), vfio::intx(), vfio::messages()]);
     list
 }

@@ -142,25 +142,25 @@ fn judge(console: &Console, at_least: u64) -> Result<()> {
     Ok(())
 }
 
-fn judge_wire(kind: &str, wire: &Wire, at_least: u64) -> Result<()> {
+pub fn judge_wire(kind: &str, wire: &Wire, at_least: u64) -> Result<()> {
     ensure!(wire.moves >= at_least, "{kind}: expected {at_least} moves in time, saw {}", wire.moves);
     Ok(())
 }
 
-fn moved(console: &Console, section: &str) -> Result<Moved> {
+pub fn moved(console: &Console, section: &str) -> Result<Moved> {
     console.probes(section)?.into_iter().next().with_context(|| format!("guest-probe gave no answer in {section}"))
 }
 
 /// The answer of `guest-probe move`.
 #[derive(Deserialize)]
-struct Moved {
-    disk: Wire,
-    edge: Option<Wire>,
-    blocks_read: u64,
+pub struct Moved {
+    pub disk: Wire,
+    pub edge: Option<Wire>,
+    pub blocks_read: u64,
 }
 
 #[derive(Deserialize)]
-struct Wire {
-    moves: u64,
-    interrupts: u64,
+pub struct Wire {
+    pub moves: u64,
+    pub interrupts: u64,
 }

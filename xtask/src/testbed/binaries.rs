@@ -28,11 +28,11 @@ pub fn product(live: &Live) -> Result<PathBuf> {
     Ok(folder.join(TARGET).join("release/irqfabric"))
 }
 
-/// Builds the test program of the testdev profile, which runs where the product is.
-pub fn testdev(live: &Live) -> Result<PathBuf> {
+/// Builds a test program: `testdev`, which runs where the product is, or `kvm`, the library's own on real KVM.
+pub fn test_program(name: &str, live: &Live) -> Result<PathBuf> {
     let mut command = workspace::cargo();
     command
-        .args(["test", "--release", "--package", "irqfabric-vmm", "--test", "testdev", "--no-run"])
+        .args(["test", "--release", "--workspace", "--exclude", "xtask", "--test", name, "--no-run"])
         .args(["--message-format", "json-render-diagnostics", "--target", TARGET, "--target-dir"])
         .arg(folder()?)
         .env("RUSTFLAGS", STATIC);
@@ -40,9 +40,9 @@ pub fn testdev(live: &Live) -> Result<PathBuf> {
     // Its name has a hash in it: cargo says which it is.
     let executable = log.lines().rev().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        (message["target"]["name"] == "testdev").then(|| message["executable"].as_str().map(PathBuf::from))?
+        (message["target"]["name"] == name).then(|| message["executable"].as_str().map(PathBuf::from))?
     });
-    executable.context("cargo did not say where the test program testdev is")
+    executable.with_context(|| format!("cargo did not say where the test program {name} is"))
 }
 
 /// Builds `guest-probe` with plain rustc: it has no dependencies, and cargo would build all of xtask's first.

@@ -12,6 +12,7 @@
 //! | `/dev/kvm` in L1 | `kvm-amd` (after `irqbypass`, `kvm`) |
 //! | disks of L2 on virtio-mmio, by ACPI `LNRO0005` | `virtio_mmio`, `virtio_blk` |
 //! | disks of L2 on virtio-pci | `virtio_blk` |
+//! | what L1 passes on | `vfio-pci`, `vfio_iommu_type1`; in L2 `nvme`, `ahci`, `sd_mod` |
 
 use super::Testbed;
 use super::kernel::Modules;
@@ -27,6 +28,10 @@ const L2_INIT: &str = include_str!("../../guest/l2-init");
 const L1_MODULES: &[&str] = &["kvm-amd", "virtio_console", "virtio_pci"];
 const L2_MODULES: &[&str] = &["virtio_pci", "virtio_mmio", "virtio_blk", "button"];
 
+/// Also, for devices that L1 passes on to L2.
+const L1_VFIO_MODULES: &[&str] = &["vfio_iommu_type1", "vfio-pci"];
+const L2_VFIO_MODULES: &[&str] = &["nvme", "ahci", "sd_mod"];
+
 const FILE: u32 = 0o100_644;
 const PROGRAM: u32 = 0o100_755;
 const FOLDER: u32 = 0o040_755;
@@ -36,21 +41,31 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 pub struct L1<'a> {
     pub test: &'a str,
     pub product: Option<&'a Path>,
-    /// The test program of the testdev profile, as `testdev`.
-    pub testdev: Option<&'a Path>,
+    /// A test program and the name that it has there.
+    pub tests: Option<(&'a str, &'a Path)>,
     pub guest_probe: &'a Path,
     /// The stock kernel and this initramfs as `/l2/vmlinux` and `/l2/initrd`.
     pub l2: Option<&'a Path>,
+    pub devices: Devices,
+}
+
+/// Whose devices a guest has drivers for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Devices {
+    /// Our VMM's.
+    Ours,
+    /// Those and the ones that are passed on.
+    Passed,
 }
 
 pub fn write_l1(testbed: &Testbed, to: &Path, l1: &L1) -> Result<()> {
     let mut archive = Archive::create(to)?;
-    archive.base(testbed, L1_INIT, L1_MODULES, l1.test, l1.guest_probe)?;
+    archive.base(testbed, L1_INIT, &with(L1_MODULES, L1_VFIO_MODULES, l1.devices), l1.test, l1.guest_probe)?;
     if let Some(product) = l1.product {
         archive.file("bin/irqfabric", PROGRAM, product)?;
     }
-    if let Some(testdev) = l1.testdev {
-        archive.file("bin/testdev", PROGRAM, testdev)?;
+    if let Some((name, tests)) = l1.tests {
+        archive.file(&format!("bin/{name}"), PROGRAM, tests)?;
     }
     if let Some(initrd) = l1.l2 {
         archive.folder("l2")?;
@@ -60,10 +75,15 @@ pub fn write_l1(testbed: &Testbed, to: &Path, l1: &L1) -> Result<()> {
     archive.finish()
 }
 
-pub fn write_l2(testbed: &Testbed, to: &Path, test: &str, guest_probe: &Path) -> Result<()> {
+pub fn write_l2(testbed: &Testbed, to: &Path, test: &str, devices: Devices, guest_probe: &Path) -> Result<()> {
     let mut archive = Archive::create(to)?;
-    archive.base(testbed, L2_INIT, L2_MODULES, test, guest_probe)?;
+    archive.base(testbed, L2_INIT, &with(L2_MODULES, L2_VFIO_MODULES, devices), test, guest_probe)?;
     archive.finish()
+}
+
+fn with<'a>(modules: &[&'a str], passed: &[&'a str], devices: Devices) -> Vec<&'a str> {
+    let passed = if devices == Devices::Passed { passed } else { &[] };
+    [modules, passed].concat()
 }
 
 struct Archive {

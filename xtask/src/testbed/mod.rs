@@ -22,5 +22,5 @@ mod packages;
 mod record;
 pub mod run;
 
-pub use machine::KERNEL_ARGUMENTS;
+pub use machine::{KERNEL_ARGUMENTS, Passable};
 pub use packages::Testbed;

@@ -77,7 +77,7 @@ mod tests {
                    TRACE irqfabric::exits: MMIO read 0xd0000010: 0x00000001\n\
                    TRACE irqfabric::exits: port write 0x3f8: 0x41\n\
                    2 vCPUs, 20 exits\n";
-        assert_eq!(accesses(&log).unwrap(), ["select 10", "write 00018041", "read"]);
+        assert_eq!(accesses(log).unwrap(), ["select 10", "write 00018041", "read"]);
         assert!(accesses("TRACE MMIO write 0xfec00030: 0x00000000").is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! Plays scenarios: builds what they boot, runs QEMU, collects the evidence, asks the judge.
 
-use super::initramfs::{self, L1};
+use super::initramfs::{self, Devices, L1};
 use super::machine::{self, Boot};
 use super::{Testbed, binaries};
 use crate::process::{self, End};
@@ -88,26 +88,43 @@ pub fn play(testbed: &Testbed, scenario: &Scenario, live: &Live) -> Result<Evide
     let console = console_of(&scenario.name)?;
     let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
     let files = scratch.path().join("files.tar");
+    let initrd = scratch.path().join("l1.cpio");
+    let l1 = |script: &str, needs: Needs, linux: Option<&Linux>, devices: Devices| -> Result<()> {
+        let (product, tests) = match needs {
+            Needs::Nothing => (None, None),
+            Needs::Product => (Some(binaries::product(live)?), None),
+            Needs::Testdev => (Some(binaries::product(live)?), Some("testdev")),
+            Needs::KvmTests => (None, Some("kvm")),
+        };
+        let program = tests.map(|name| binaries::test_program(name, live)).transpose()?;
+        let linux = linux.map(|linux| l2_image(testbed, linux, devices, scratch.path(), live)).transpose()?;
+        let l1 = L1 {
+            test: script,
+            product: product.as_deref(),
+            tests: tests.zip(program.as_deref()),
+            guest_probe: &binaries::guest_probe(live)?,
+            l2: linux.as_deref(),
+            devices,
+        };
+        initramfs::write_l1(testbed, &initrd, &l1)
+    };
+    let vmlinux = testbed.vmlinux();
+    let boot = Boot { kernel: &vmlinux, initrd: &initrd };
     let command = match &scenario.machine {
         Machine::L1 { script, needs, linux } => {
-            let initrd = scratch.path().join("l1.cpio");
-            let product = if *needs == Needs::Nothing { None } else { Some(binaries::product(live)?) };
-            let testdev = if *needs == Needs::Testdev { Some(binaries::testdev(live)?) } else { None };
-            let linux = linux.as_ref().map(|linux| l2_image(testbed, linux, scratch.path(), live)).transpose()?;
-            let l1 = L1 {
-                test: script,
-                product: product.as_deref(),
-                testdev: testdev.as_deref(),
-                guest_probe: &binaries::guest_probe(live)?,
-                l2: linux.as_deref(),
-            };
-            initramfs::write_l1(testbed, &initrd, &l1)?;
-            machine::l1(&Boot { kernel: &testbed.vmlinux(), initrd: &initrd }, &files, "stdio")
+            l1(script, *needs, linux.as_ref(), Devices::Ours)?;
+            machine::l1(&boot, &files, "stdio")
         }
-        Machine::Reference { linux, cpus, disks } => {
-            let initrd = l2_image(testbed, linux, scratch.path(), live)?;
-            let disks = reference_disks(*disks, scratch.path(), live)?;
-            machine::reference(&Boot { kernel: &testbed.vmlinux(), initrd: &initrd }, *cpus, &disks)
+        Machine::L1WithIommu { script, linux, devices } => {
+            l1(script, Needs::Product, linux.as_ref(), Devices::Passed)?;
+            let disks = disks(devices.len() as u32, scratch.path(), live)?;
+            let devices: Vec<_> = devices.iter().copied().zip(disks).collect();
+            machine::l1_with_iommu(&boot, &files, &devices)
+        }
+        Machine::Reference { linux, cpus, disks: count } => {
+            let initrd = l2_image(testbed, linux, Devices::Ours, scratch.path(), live)?;
+            let disks = disks(*count, scratch.path(), live)?;
+            machine::reference(&Boot { kernel: &vmlinux, initrd: &initrd }, *cpus, &disks)
         }
     };
     let end = process::run(command, &console, live, Some(scenario.limit))?;
@@ -119,14 +136,14 @@ pub fn play(testbed: &Testbed, scenario: &Scenario, live: &Live) -> Result<Evide
     Ok(Evidence { console, files: unpack(&files)? })
 }
 
-fn l2_image(testbed: &Testbed, linux: &Linux, scratch: &Path, live: &Live) -> Result<PathBuf> {
+fn l2_image(testbed: &Testbed, linux: &Linux, devices: Devices, scratch: &Path, live: &Live) -> Result<PathBuf> {
     let path = scratch.join("l2.cpio");
-    initramfs::write_l2(testbed, &path, &linux.test, &binaries::guest_probe(live)?)?;
+    initramfs::write_l2(testbed, &path, &linux.test, devices, &binaries::guest_probe(live)?)?;
     Ok(path)
 }
 
 /// The disks that L1 makes for our VMM, made here for QEMU.
-fn reference_disks(count: u32, scratch: &Path, live: &Live) -> Result<Vec<PathBuf>> {
+fn disks(count: u32, scratch: &Path, live: &Live) -> Result<Vec<PathBuf>> {
     let probe = binaries::guest_probe(live)?;
     let make = |index: u32| {
         let path = scratch.join(format!("disk{index}"));
@@ -164,11 +181,18 @@ pub fn interactive(testbed: &Testbed, script: &str, linux: &Linux) -> Result<boo
     let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
     let live = Live::start("building", false);
     let product = binaries::product(&live)?;
-    let l2 = l2_image(testbed, linux, scratch.path(), &live)?;
+    let l2 = l2_image(testbed, linux, Devices::Ours, scratch.path(), &live)?;
     let guest_probe = binaries::guest_probe(&live)?;
     live.finish();
     let initrd = scratch.path().join("l1.cpio");
-    let l1 = L1 { test: script, product: Some(&product), testdev: None, guest_probe: &guest_probe, l2: Some(&l2) };
+    let l1 = L1 {
+        test: script,
+        product: Some(&product),
+        tests: None,
+        guest_probe: &guest_probe,
+        l2: Some(&l2),
+        devices: Devices::Ours,
+    };
     initramfs::write_l1(testbed, &initrd, &l1)?;
     let boot = Boot { kernel: &testbed.vmlinux(), initrd: &initrd };
     let mut qemu = machine::l1(&boot, &scratch.path().join("files.tar"), "mon:stdio");

@@ -15,6 +15,7 @@ mod plot;
 mod raw;
 mod report;
 mod rows;
+mod vtd;
 
 use error::Error;
 use indicatif::{ProgressBar, ProgressStyle};

@@ -56,7 +56,7 @@ fn svg(points: &[Point], [title, host]: [&str; 2]) -> Result<String, Box<dyn std
             .label_style(text(12))
             .x_desc("vectors")
             .axis_desc_style(text(13))
-            .x_label_formatter(&|count| format!("{count:.0}"))
+            .x_label_formatter(&|count| thousands(*count))
             .y_label_formatter(&|nanoseconds| duration(*nanoseconds))
             .draw()?;
         let side = Pos::new(HPos::Left, VPos::Center);
@@ -86,6 +86,14 @@ fn decade_below(value: f64) -> f64 {
     10f64.powf(value.log10().floor())
 }
 
+fn thousands(count: f64) -> String {
+    if count < 1000.0 {
+        format!("{count:.0}")
+    } else {
+        format!("{:.0},{:03.0}", (count / 1000.0).floor(), count % 1000.0)
+    }
+}
+
 /// Three figures at the most, for an axis.
 fn duration(nanoseconds: f64) -> String {
     let (value, unit) = match nanoseconds {
@@ -107,7 +115,7 @@ mod tests {
         let point = |count, ours, usual| Point { count, ours, usual };
         let points = [point(1, 1e5, 1e5), point(16, 3e5, 5e5), point(4000, 2.3e7, 1.76e9)];
         let svg = svg(&points, ["what", "where"]).unwrap();
-        for part in ["<svg", "irqfabric", "23 ms", "a commit each", "1.8 s", "what", "where", "4000"] {
+        for part in ["<svg", "irqfabric", "23 ms", "a commit each", "1.8 s", "what", "where", "1,000"] {
             assert!(svg.contains(part), "no {part} in\n{svg}");
         }
         assert_eq!(svg.matches("<circle").count(), 6);
@@ -117,5 +125,6 @@ mod tests {
     #[test]
     fn labels_are_round() {
         assert_eq!([1e3, 1e5, 2.34e7, 1.76e9].map(duration), ["1 µs", "100 µs", "23 ms", "1.8 s"]);
+        assert_eq!([1.0, 100.0, 1000.0, 4000.0].map(thousands), ["1", "100", "1,000", "4,000"]);
     }
 }

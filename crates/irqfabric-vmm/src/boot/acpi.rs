@@ -6,6 +6,7 @@
 //! which never come, and PM1 control, which switches off. Linux takes a hardware-reduced machine for one without a
 //! PIC whatever the MADT says. GSIs are ISA interrupts nowhere: there are no source overrides.
 
+mod dmar;
 mod pci;
 
 use super::disks::Disks;
@@ -25,7 +26,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink, aml};
 use irqfabric::fabric::IOAPIC_ADDRESS;
-use irqfabric::msg::Trigger;
+use irqfabric::msg::{RequesterId, Trigger};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::{Immutable, IntoBytes};
 
@@ -49,6 +50,8 @@ pub struct Tables<'a> {
     pub apic_ids: &'a [u32],
     pub ioapics: &'a [PlacedIoapic],
     pub disks: &'a Disks,
+    /// Where the unit that remaps interrupts is, if there is one.
+    pub remapping: Option<u64>,
     pub legacy: Legacy,
 }
 
@@ -58,17 +61,24 @@ pub struct PlacedIoapic {
     pub id: u8,
     pub address: u32,
     pub first_gsi: u32,
+    /// Who its messages come from.
+    pub requester: RequesterId,
 }
 
 /// The machine's IOAPICs: the fabric's, or KVM's one.
 pub fn ioapics(machine: &Machine) -> Vec<PlacedIoapic> {
     let ours = machine.fabric().ioapics();
-    let ours =
-        ours.map(|(address, first_gsi, state)| PlacedIoapic { id: state.id, address: address as u32, first_gsi });
+    let ours = ours.map(|(address, first_gsi, state)| PlacedIoapic {
+        id: state.id,
+        address: address as u32,
+        first_gsi,
+        requester: state.requester,
+    });
     let mut ioapics: Vec<_> = ours.collect();
     if ioapics.is_empty() {
         // IOAPIC_DEFAULT_BASE_ADDRESS in Linux' arch/x86/kvm/ioapic.h is where ours begin as well.
-        ioapics.push(PlacedIoapic { id: 0, address: IOAPIC_ADDRESS as u32, first_gsi: 0 });
+        let (address, requester) = (IOAPIC_ADDRESS as u32, RequesterId::default());
+        ioapics.push(PlacedIoapic { id: 0, address, first_gsi: 0, requester });
     }
     ioapics
 }
@@ -123,6 +133,10 @@ impl Tables<'_> {
         let mut xsdt = XSDT::new(OEM, OEM_TABLE, 1);
         xsdt.add_entry(fadt);
         xsdt.add_entry(madt);
+        if let Some(address) = self.remapping {
+            let dmar = placed.place(dmar::dmar(address, self.ioapics).as_slice())?;
+            xsdt.add_entry(dmar);
+        }
         let xsdt = placed.place(&bytes(&xsdt))?;
         placed.next = ACPI;
         placed.place(&bytes(&Rsdp::new(OEM, xsdt)))
@@ -138,7 +152,7 @@ impl Tables<'_> {
                 _ => madt.add_structure(LocalX2apic::new(uid, apic_id)),
             }
         }
-        for &PlacedIoapic { id, address, first_gsi } in self.ioapics {
+        for &PlacedIoapic { id, address, first_gsi, requester: _ } in self.ioapics {
             madt.add_structure(IoApic::new(id, address, first_gsi));
         }
         madt
@@ -165,7 +179,7 @@ impl Tables<'_> {
             let line = Line { gsi: disk.gsi, trigger: disk.trigger, shared: disk.shared };
             virtio_mmio(&mut code, index, disk.address as u32, line);
         }
-        if !self.disks.pci.is_empty() {
+        if self.disks.slots().next().is_some() {
             pci::host_bridge(self.disks, &mut code);
         }
         let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
@@ -308,9 +322,12 @@ mod tests {
     fn written_with(apic_ids: &[u32], legacy: Legacy) -> (GuestMemoryMmap, Vec<Vec<u8>>) {
         let memory = memory();
         let options = ["a", "b,edge", "c,pci"].map(|text| text.parse().unwrap());
-        let disks = Disks::plan(&options, IrqchipKind::Split, legacy, 1).unwrap();
-        let ioapics = [PlacedIoapic { id: 0, address: 0xfec0_0000, first_gsi: 0 }];
-        let rsdp = Tables { apic_ids, ioapics: &ioapics, disks: &disks, legacy }.write(&memory).unwrap();
+        let disks = Disks::plan(&options, &[], IrqchipKind::Split, legacy, 1).unwrap();
+        let requester = RequesterId::default();
+        let ioapics = [PlacedIoapic { id: 0, address: 0xfec0_0000, first_gsi: 0, requester }];
+        let remapping = Some(0xfed9_0000);
+        let tables = Tables { apic_ids, ioapics: &ioapics, disks: &disks, remapping, legacy };
+        let rsdp = tables.write(&memory).unwrap();
         let xsdt: u64 = memory.read_obj(GuestAddress(rsdp + 24)).unwrap();
         let root = table(&memory, xsdt);
         let entries = root[36..].chunks(8).map(|entry| u64::from_le_bytes(entry.try_into().unwrap()));
@@ -359,6 +376,8 @@ mod tests {
     fn more_processors_than_the_tables_have_room_for_are_refused() {
         let ids: Vec<u32> = (0..20_000).collect();
         let disks = Disks::default();
-        assert!(Tables { apic_ids: &ids, ioapics: &[], disks: &disks, legacy: Legacy::None }.write(&memory()).is_err());
+        let (remapping, legacy) = (None, Legacy::None);
+        let tables = Tables { apic_ids: &ids, ioapics: &[], disks: &disks, remapping, legacy };
+        assert!(tables.write(&memory()).is_err());
     }
 }

@@ -1,8 +1,9 @@
-//! Where each disk is to be: its address or its slot, its line or its vectors, and how many IOAPICs the lines take.
+//! Where each disk is to be, and each function of the host's: its address or its slot, its line or its vectors, and how
+//! many IOAPICs the lines take.
 
 use super::acpi::SCI_GSI;
 use super::layout;
-use super::options::{DiskOption, Interface, IrqchipKind, Legacy};
+use super::options::{DiskOption, Interface, IrqchipKind, Legacy, VfioOption};
 use crate::devices::pci::SLOTS;
 use crate::devices::serial::COM1_GSI;
 use crate::devices::virtio::{MOST_QUEUES, SignalBy};
@@ -34,6 +35,8 @@ pub struct Disks {
     pub mmio: Vec<MmioDisk>,
     /// Those on the PCI bus, in slots 1 and up.
     pub pci: Vec<PciDisk>,
+    /// What is passed through, in the slots behind them.
+    pub vfio: Vec<PassedThrough>,
 }
 
 /// What the user said of a disk.
@@ -56,6 +59,8 @@ pub struct MmioDisk {
     pub gsi: u32,
     /// How it interrupts.
     pub trigger: Trigger,
+    /// How it raises a level.
+    pub signal_by: SignalBy,
     /// Whether another disk is on the same line.
     pub shared: bool,
 }
@@ -75,22 +80,36 @@ pub struct PciDisk {
     pub signal_by: SignalBy,
 }
 
-impl PciDisk {
-    /// The GSI of its pin.
-    pub fn gsi(&self) -> u32 {
-        PCI_ROUTING.gsi(self.slot, PCI_PIN)
-    }
+/// A function of the host's on the PCI bus.
+#[derive(Debug)]
+pub struct PassedThrough {
+    /// The user's words.
+    pub option: VfioOption,
+    /// Its slot.
+    pub slot: u8,
+}
+
+/// The GSI of a slot's pin.
+pub fn gsi_of(slot: u8) -> u32 {
+    PCI_ROUTING.gsi(slot, PCI_PIN)
 }
 
 impl Disks {
-    /// Gives every disk its place in a machine of so many vCPUs.
-    pub fn plan(options: &[DiskOption], irqchip: IrqchipKind, legacy: Legacy, vcpus: usize) -> Result<Self, Error> {
+    /// Gives every disk and every function its place in a machine of so many vCPUs.
+    pub fn plan(
+        options: &[DiskOption],
+        functions: &[VfioOption],
+        irqchip: IrqchipKind,
+        legacy: Legacy,
+        vcpus: usize,
+    ) -> Result<Self, Error> {
         let image =
             |(index, option): (usize, &DiskOption)| Image { name: format!("disk{index}"), option: option.clone() };
         let images = options.iter().enumerate().map(image);
         let (pci, mmio): (Vec<_>, Vec<_>) =
             images.partition(|image| matches!(image.option.interface, Interface::Pci { .. }));
-        let taken = |gsi: u32| gsi == COM1_GSI || !pci.is_empty() && gsi.wrapping_sub(PCI_ROUTING.first) < 4;
+        let slots = pci.len() + functions.len();
+        let taken = |gsi: u32| gsi == COM1_GSI || slots > 0 && gsi.wrapping_sub(PCI_ROUTING.first) < 4;
         let mmio = match legacy {
             Legacy::None => plan_mmio(mmio, irqchip, taken)?,
             Legacy::Pic => {
@@ -98,7 +117,19 @@ impl Disks {
                 plan_mmio(mmio, irqchip, |gsi| taken(gsi) || no_level(gsi))?
             }
         };
-        Ok(Self { mmio, pci: plan_pci(pci, vcpus)? })
+        let most = usize::from(SLOTS) - 1;
+        if slots > most {
+            return Err(Error::Options(format!("{slots} PCI functions are more than the {most} slots of the bus")));
+        }
+        let pci = plan_pci(pci, vcpus)?;
+        let vfio = plan_vfio(functions, pci.len() as u8 + 1)?;
+        Ok(Self { mmio, pci, vfio })
+    }
+
+    /// The slots of the bus that have a function. A machine without any has no bus.
+    pub fn slots(&self) -> impl Iterator<Item = u8> + '_ {
+        let disks = self.pci.iter().map(|disk| disk.slot);
+        disks.chain(self.vfio.iter().map(|function| function.slot))
     }
 
     /// How many IOAPICs the lines need; one at the least.
@@ -114,8 +145,8 @@ fn plan_mmio(images: Vec<Image>, irqchip: IrqchipKind, taken: impl Fn(u32) -> bo
         IrqchipKind::Kernel => PINS,
     };
     let wishes = |image: &Image| match image.option.interface {
-        Interface::Mmio { trigger, gsi } => (trigger, gsi),
-        Interface::Pci { .. } => (Trigger::Level, None),
+        Interface::Mmio { trigger, gsi, signal_by } => (trigger, gsi, signal_by),
+        Interface::Pci { signal_by, .. } => (Trigger::Level, None, signal_by),
     };
     let chosen: Vec<u32> = images.iter().filter_map(|image| wishes(image).1).collect();
     let free = (FIRST_GSI..pins).filter(|gsi| !taken(*gsi));
@@ -125,7 +156,7 @@ fn plan_mmio(images: Vec<Image>, irqchip: IrqchipKind, taken: impl Fn(u32) -> bo
     let mut disks = Vec::with_capacity(count);
     let mut lines: HashMap<u32, (Trigger, usize)> = HashMap::new();
     for (image, address) in images.into_iter().zip((layout::VIRTIO..).step_by(layout::VIRTIO_STEP)) {
-        let (trigger, gsi) = wishes(&image);
+        let (trigger, gsi, signal_by) = wishes(&image);
         let gsi = gsi.or_else(|| free.next()).ok_or_else(|| too_many(count, room, irqchip))?;
         if gsi >= pins || taken(gsi) {
             let why = format!(
@@ -141,7 +172,7 @@ fn plan_mmio(images: Vec<Image>, irqchip: IrqchipKind, taken: impl Fn(u32) -> bo
             return Err(Error::file("disk", &image.option.path, why));
         }
         line.1 += 1;
-        disks.push(MmioDisk { image, address, gsi, trigger, shared: false });
+        disks.push(MmioDisk { image, address, gsi, trigger, signal_by, shared: false });
     }
     for disk in &mut disks {
         disk.shared = lines.get(&disk.gsi).is_some_and(|(_, users)| *users > 1);
@@ -150,10 +181,6 @@ fn plan_mmio(images: Vec<Image>, irqchip: IrqchipKind, taken: impl Fn(u32) -> bo
 }
 
 fn plan_pci(images: Vec<Image>, vcpus: usize) -> Result<Vec<PciDisk>, Error> {
-    let (count, most) = (images.len(), usize::from(SLOTS) - 1);
-    if count > most {
-        return Err(Error::Options(format!("{count} PCI disks are more than the {most} slots of the bus")));
-    }
     let most_queues = u16::try_from(vcpus).unwrap_or(MOST_QUEUES).clamp(1, MOST_QUEUES);
     let place = |(image, slot): (Image, u8)| {
         let (queues, vectors, signal_by) = match image.option.interface {
@@ -175,6 +202,17 @@ fn plan_pci(images: Vec<Image>, vcpus: usize) -> Result<Vec<PciDisk>, Error> {
     images.into_iter().zip(1..).map(place).collect()
 }
 
+fn plan_vfio(options: &[VfioOption], first: u8) -> Result<Vec<PassedThrough>, Error> {
+    let place = |(index, slot): (usize, u8)| {
+        let option = options[index];
+        match options[..index].iter().any(|other| other.address == option.address) {
+            true => Err(Error::vfio(option.address, "it is there twice")),
+            false => Ok(PassedThrough { option, slot }),
+        }
+    };
+    (0..options.len()).zip(first..).map(place).collect()
+}
+
 fn too_many(disks: usize, room: usize, irqchip: IrqchipKind) -> Error {
     let advice = match irqchip {
         IrqchipKind::Split => "let some share a line (gsi=N)",
@@ -189,7 +227,7 @@ mod tests {
 
     fn plan(texts: &[&str], irqchip: IrqchipKind) -> Result<Disks, Error> {
         let options: Vec<_> = texts.iter().map(|text| text.parse().unwrap()).collect();
-        Disks::plan(&options, irqchip, Legacy::None, 2)
+        Disks::plan(&options, &[], irqchip, Legacy::None, 2)
     }
 
     #[test]
@@ -217,7 +255,8 @@ mod tests {
     #[test]
     fn pci_disks_have_a_queue_for_each_vcpu_and_a_vector_for_each_queue_and_one_more() {
         let disks = plan(&["a,pci", "b", "c,pci,queues=1,vectors=9"], IrqchipKind::Split).unwrap();
-        let places: Vec<_> = disks.pci.iter().map(|disk| (disk.slot, disk.queues, disk.vectors, disk.gsi())).collect();
+        let places: Vec<_> =
+            disks.pci.iter().map(|disk| (disk.slot, disk.queues, disk.vectors, gsi_of(disk.slot))).collect();
         assert_eq!(places, [(1, 2, 3, 17), (2, 1, 9, 18)]);
         assert_eq!(disks.pci[1].image.name, "disk2");
         for text in ["a,pci,queues=3", "a,pci,queues=0", "a,pci,vectors=0", "a,pci,vectors=2049"] {
@@ -234,5 +273,24 @@ mod tests {
         assert_eq!(disks.mmio.iter().map(|disk| disk.gsi).max(), Some(20));
         assert!(plan(&["a,gsi=18", "b,pci"], IrqchipKind::Split).is_err());
         assert!(plan(&["a,gsi=18"], IrqchipKind::Split).is_ok());
+    }
+
+    #[test]
+    fn functions_that_are_passed_through_have_the_slots_behind_the_disks() {
+        let functions = ["00:04.0", "00:05.0,intx"].map(|text| text.parse().unwrap());
+        let disks = ["a,pci", "b,gsi=5"].map(|text| text.parse().unwrap());
+        let plan = Disks::plan(&disks, &functions, IrqchipKind::Split, Legacy::None, 1).unwrap();
+        assert!(plan.slots().eq(1..=3));
+        assert_eq!(plan.vfio.iter().map(|function| gsi_of(function.slot)).collect::<Vec<_>>(), [18, 19]);
+        let refused = |functions: &[VfioOption]| {
+            Disks::plan(&[], functions, IrqchipKind::Split, Legacy::None, 1).unwrap_err().to_string()
+        };
+        assert_eq!(refused(&[functions[0]; 2]), "VFIO device 0000:00:04.0: it is there twice");
+        assert!(refused(&[functions[0]; 32]).contains("more than the 31 slots"));
+        let pin = "a,gsi=17".parse().unwrap();
+        assert!(
+            Disks::plan(&[pin], &functions, IrqchipKind::Split, Legacy::None, 1).is_err(),
+            "the pins of the slots end there"
+        );
     }
 }

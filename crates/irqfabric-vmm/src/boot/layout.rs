@@ -30,6 +30,10 @@ pub const HIGH_START: u64 = 0x10_0000;
 /// The first virtio-mmio device, and from one to the next.
 pub const VIRTIO: u64 = 0xd000_0000;
 pub const VIRTIO_STEP: usize = 0x1000;
+/// Where chips that are no PCI functions have their requester ids.
+pub const CHIPSET_BUS: u8 = 0xff;
+/// The page of the interrupt remapping unit, where a PC's chipset has it.
+pub const VTD: u64 = 0xfed9_0000;
 /// The window of the PCI bus's BARs.
 pub const PCI: Range<u64> = 0xe000_0000..0xf000_0000;
 

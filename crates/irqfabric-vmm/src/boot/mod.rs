@@ -21,8 +21,10 @@ use crate::devices::serial::{self, SerialPort};
 use crate::error::Error;
 use crate::machine::{Config, Host, Irqchip, Machine, Stop, Stopped};
 use crate::testdev;
+use attach::Attached;
 use disks::Disks;
 use irqfabric::chip::ioapic::Ioapic;
+use irqfabric::msg::RequesterId;
 use options::{IrqchipKind, Legacy, Profile};
 use report::Report;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -33,30 +35,32 @@ use std::sync::Arc;
 /// Boots, runs to the end, and reports.
 pub fn main(args: &Args) -> Result<ExitCode, Error> {
     let apic_ids = args.apic_ids()?;
-    let disks = Disks::plan(&args.disk, args.irqchip, args.legacy(), apic_ids.len())?;
+    let disks = Disks::plan(&args.disk, &args.vfio, args.irqchip, args.legacy(), apic_ids.len())?;
+    attach::check(&disks)?;
     let host = Host::open()?;
-    let ioapics = || (0..disks.ioapics()).map(|id| Ioapic::default().with_id(id)).collect();
+    let ioapics = || (0..disks.ioapics()).map(ioapic).collect();
     let irqchip = match (args.irqchip, args.legacy()) {
         (IrqchipKind::Split, Legacy::None) => Irqchip::Split(ioapics()),
         (IrqchipKind::Split, Legacy::Pic) => Irqchip::SplitWithPic(ioapics()),
         (IrqchipKind::Kernel, _) => Irqchip::Kernel,
     };
-    let (memory, promotion) = (args.memory.0, args.promotion.into());
-    let mut machine = Machine::new(&host, &Config { memory, apic_ids: apic_ids.clone(), irqchip, promotion })?;
+    let (memory, promotion, vtd) = (args.memory.0, args.promotion.into(), args.vtd()?);
+    let config = Config { memory, apic_ids: apic_ids.clone(), irqchip, promotion, vtd };
+    let mut machine = Machine::new(&host, &config)?;
 
     let serial = Arc::new(SerialPort::new(machine.fabric().line(serial::COM1_GSI)?.source("serial")));
     machine.register_pio(serial::COM1, serial::PORTS, serial.clone())?;
     if args.irqchip == IrqchipKind::Kernel && args.legacy() == Legacy::None {
         firmware::silence_pic(machine.vm())?;
     }
-    let mut vectors = Vec::new();
+    let mut attached = Attached::default();
     match args.profile {
         Profile::Linux => {
             power::attach(&mut machine)?;
-            vectors = attach::attach(&disks, &mut machine)?;
+            attached = attach::attach(&disks, &mut machine)?;
             firmware::install_reset_vector(machine.memory())?;
             let (legacy, ioapics) = (args.legacy(), acpi::ioapics(&machine));
-            let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &ioapics, disks: &disks, legacy };
+            let tables = acpi::Tables { apic_ids: &apic_ids, ioapics: &ioapics, disks: &disks, remapping: vtd, legacy };
             let rsdp = tables.write(machine.memory())?;
             linux::load(&machine, args, rsdp)?;
         }
@@ -67,7 +71,7 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     }
     let target = args.report.as_deref().map(report::Target::create).transpose()?;
     let stopped = run(machine, serial)?;
-    let report = Report::new(args.irqchip, &apic_ids, &stopped, &vectors);
+    let report = Report::new(args.irqchip, &apic_ids, &stopped, &attached);
     eprint!("{report}");
     if let Stop::Crash(crash) = &stopped.stop {
         eprint!("{}", report::PostMortem(crash));
@@ -76,6 +80,11 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
         report.write(&mut target)?;
     }
     Ok(exit_code(&stopped.stop))
+}
+
+/// Who sends its messages is a function of its own on a bus that has nothing else: the one by which a DMAR table names it.
+fn ioapic(id: u8) -> Ioapic {
+    Ioapic::default().with_id(id).with_requester(RequesterId::new(layout::CHIPSET_BUS, id, 0))
 }
 
 /// Runs it with a console and with signals that end it in good order. Whatever happens, the terminal is given back.

@@ -1,5 +1,7 @@
 //! The options of `irqfabric boot`, and what their words mean.
 
+use super::layout;
+use crate::devices::vfio::Address;
 use crate::devices::virtio::SignalBy;
 use crate::error::Error;
 use crate::testdev::Image;
@@ -36,13 +38,20 @@ pub struct Args {
     /// Raw image as a virtio disk: its interrupt is a level (default) or an edge, its line the next free one or
     /// that of GSI N, which disks may share
     ///
-    /// With `pci` it is a PCI function with MSI-X: so many queues (default: one a vCPU, 4 at the most) and vectors
+    /// With `eventfd` it has its level line by two eventfds, one to trigger and one to resample. With `pci` it is a PCI function with MSI-X: so many queues (default: one a vCPU, 4 at the most) and vectors
     /// (default: one a queue and one for the configuration), signalled by calls or, with `eventfd`, by their eventfds.
-    #[arg(long, value_name = "FILE[,ro][,level|edge][,gsi=N][,pci[,queues=N][,vectors=N][,eventfd]]")]
+    #[arg(long, value_name = "FILE[,ro][,eventfd][,level|edge][,gsi=N][,pci[,queues=N][,vectors=N]]")]
     pub disk: Vec<DiskOption>,
+    /// PCI function of the host, bound to vfio-pci, as a function of the guest's; with `intx` without MSI and MSI-X
+    #[arg(long, value_name = "DDDD:BB:DD.F[,intx]")]
+    pub vfio: Vec<VfioOption>,
     /// Whose IOAPIC: irqfabric's, or KVM's own for comparison
     #[arg(long, value_enum, default_value_t = IrqchipKind::Split)]
     pub irqchip: IrqchipKind,
+    /// Who says which interrupts a message may become: nobody but the message, or an Intel VT-d unit that the guest
+    /// programs
+    #[arg(long, value_enum, default_value_t = IntremapKind::None)]
+    pub intremap: IntremapKind,
     /// Adds a PIC, and the parts of ACPI that guests expect beside one: Linux uses it with `noapic`
     ///
     /// Disks have GSIs that the PIC has level inputs for.
@@ -71,6 +80,17 @@ impl Args {
 }
 
 impl Args {
+    /// Where the VT-d unit is to be, if there is to be one.
+    pub fn vtd(&self) -> Result<Option<u64>, Error> {
+        match (self.intremap, self.irqchip) {
+            (IntremapKind::None, _) => Ok(None),
+            (IntremapKind::Vtd, IrqchipKind::Split) => Ok(Some(layout::VTD)),
+            (IntremapKind::Vtd, IrqchipKind::Kernel) => {
+                Err(Error::Options("--intremap vtd: KVM's own IOAPIC knows nothing of it; use --irqchip split".into()))
+            }
+        }
+    }
+
     /// What `--pic` says.
     pub fn legacy(&self) -> Legacy {
         if self.pic { Legacy::Pic } else { Legacy::None }
@@ -105,6 +125,16 @@ pub enum IrqchipKind {
     Split,
     /// KVM's own, with its PIC
     Kernel,
+}
+
+/// Who remaps interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IntremapKind {
+    /// Nobody; APIC ids above 254 are reached by 15-bit destinations
+    None,
+    /// A VT-d unit, told of by a DMAR table
+    Vtd,
 }
 
 /// What the machine has that a PC had before it had an IOAPIC.
@@ -182,6 +212,8 @@ pub enum Interface {
         trigger: Trigger,
         /// Its line, if not the next free one.
         gsi: Option<u32>,
+        /// How it raises a level.
+        signal_by: SignalBy,
     },
     /// By virtio-pci and MSI-X.
     Pci {
@@ -227,12 +259,38 @@ impl FromStr for DiskOption {
             }
             Interface::Pci { queues, vectors, signal_by: signal_by.unwrap_or_default() }
         } else {
-            if queues.is_some() || vectors.is_some() || signal_by.is_some() {
-                return Err("queues, vectors and eventfd are for disks with `pci`".into());
+            if queues.is_some() || vectors.is_some() {
+                return Err("queues and vectors are for disks with `pci`".into());
             }
-            Interface::Mmio { trigger: trigger.unwrap_or(Trigger::Level), gsi }
+            if trigger == Some(Trigger::Edge) && signal_by.is_some() {
+                return Err("eventfd is for levels and for vectors: nobody resamples an edge".into());
+            }
+            let (trigger, signal_by) = (trigger.unwrap_or(Trigger::Level), signal_by.unwrap_or_default());
+            Interface::Mmio { trigger, gsi, signal_by }
         };
         Ok(Self { path, read_only, interface })
+    }
+}
+
+/// One `--vfio`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VfioOption {
+    /// Where it is on the host.
+    pub address: Address,
+    /// Whether the guest sees its pin only.
+    pub only_pin: bool,
+}
+
+impl FromStr for VfioOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, only_pin) = match text.split_once(',') {
+            None => (text, false),
+            Some((address, "intx")) => (address, true),
+            Some((_, other)) => return Err(format!("{other:?} is not intx")),
+        };
+        Ok(Self { address: address.parse()?, only_pin })
     }
 }
 
@@ -260,9 +318,13 @@ mod tests {
         let disk = |path: &str, trigger, gsi| DiskOption {
             path: path.into(),
             read_only: false,
-            interface: Interface::Mmio { trigger, gsi },
+            interface: Interface::Mmio { trigger, gsi, signal_by: SignalBy::Call },
         };
         assert_eq!("a.img".parse(), Ok(disk("a.img", Trigger::Level, None)));
+        let interface = Interface::Mmio { trigger: Trigger::Level, gsi: Some(9), signal_by: SignalBy::Eventfd };
+        let by_eventfds = DiskOption { interface, ..disk("c", Trigger::Level, None) };
+        assert_eq!("c,level,gsi=9,eventfd".parse(), Ok(by_eventfds));
+        assert!("c,edge,eventfd".parse::<DiskOption>().is_err());
         let shared = DiskOption { read_only: true, ..disk("b", Trigger::Edge, Some(9)) };
         assert_eq!("b,ro,edge,gsi=9".parse(), Ok(shared));
         assert!("b,rw".parse::<DiskOption>().is_err() && "b,gsi=x".parse::<DiskOption>().is_err());
@@ -277,8 +339,17 @@ mod tests {
         };
         assert_eq!("a,pci".parse(), Ok(disk(None, None, SignalBy::Call)));
         assert_eq!("a,pci,queues=2,vectors=3,eventfd".parse(), Ok(disk(Some(2), Some(3), SignalBy::Eventfd)));
-        for text in ["a,pci,edge", "a,gsi=5,pci", "a,queues=2", "a,eventfd", "a,pci,queues", "a,pci,vectors=-1"] {
+        for text in ["a,pci,edge", "a,gsi=5,pci", "a,queues=2", "a,pci,queues", "a,pci,vectors=-1"] {
             assert!(text.parse::<DiskOption>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_passed_through_function_is_named_by_its_address() {
+        let option =
+            |text: &str| text.parse::<VfioOption>().map(|option| (option.address.to_string(), option.only_pin));
+        assert_eq!(option("0000:00:04.0"), Ok(("0000:00:04.0".into(), false)));
+        assert_eq!(option("00:04.0,intx"), Ok(("0000:00:04.0".into(), true)));
+        assert!(option("00:04.0,msi").is_err() && option("nvme0").is_err() && option("").is_err());
     }
 }

@@ -4,10 +4,11 @@
 //! { "stopped": "the guest powered off", "irqchip": "split", "path": "KVM_SIGNAL_MSI", "apic_ids": [0, 1],
 //!   "seconds": 4.2, "commits": 3, "entry_writes": 120,
 //!   "lines": [ { "gsi": 5, "name": "disk0", "raised": 61, "delivered": 61, "refused": 0, "ended": 61 } ],
+//!   "pairs": [ { "device": "disk2", "triggered": 61, "resampled": 61 } ],
 //!   "vectors": [ { "device": "disk1", "vector": 1, "signalled": 61, "delivered": 61, "hot": false } ],
-//!   "promotions": 0, "wakeups": 0,
+//!   "promotions": 0, "wakeups": 0, "brakes": 0,
 //!   "kvm": { "deliveries": 123, "refused": 0, "commits": 3 },
-//!   "messages": { "memory_writes": 0, "dropped": 0, "host_errors": 0 },
+//!   "messages": { "memory_writes": 0, "dropped": 0, "blocked": 0, "host_errors": 0 },
 //!   "exits": [ { "kind": "ioapic-eoi", "count": 61, "seconds": 0.0001, "per_vcpu": [61, 0] } ] }
 //! ```
 //!
@@ -15,14 +16,19 @@
 //! `ended` are the messages and ended level interrupts of the IOAPIC pin that its line ends in, and so the same for all
 //! sources of a line. Under `--pic`, `delivered` counts what processors took from the PIC as well. KVM's own IOAPIC keeps its counts to itself: under `--irqchip kernel`, `path` is KVM_IRQ_LINE and
 //! `delivered` counts the rises of the line's sources. `commits` counts KVM_SET_GSI_ROUTING. `seconds` of exits is the time
-//! between KVM_RUN's return and the next entry.
+//! between KVM_RUN's return and the next entry. `blocked` messages are those that interrupt remapping did not let through.
 //!
-//! There is an entry of `vectors` for each MSI-X vector of a PCI device. What KVM delivers for a `hot` one, from its eventfd
-//! by its irqfd, is in neither count: it passes nobody who could count it. `promotions` counts how often a vector became
-//! hot, `wakeups` how often the fabric's thread woke up to deliver for one that was not.
+//! There is an entry of `pairs` for each device with a level line by two eventfds: how often it wrote the one, and how often
+//! it was told by the other that the guest had ended an interrupt.
+//!
+//! There is an entry of `vectors` for each MSI or MSI-X vector of a PCI device. What KVM delivers for a `hot` one, from
+//! its eventfd by its irqfd, is in neither count: it passes nobody who could count it. `promotions` counts how often a vector
+//! became hot, `wakeups` how often the fabric's thread woke up to deliver for one that was not. `brakes` counts the level
+//! interrupts that were made to wait because they came back at every end, ten thousand times in a row.
 
-use super::attach::NamedVectors;
+use super::attach::{Attached, NamedVectors};
 use super::options::IrqchipKind;
+use crate::devices::pair::{Pair, PairStats};
 use crate::error::Error;
 use crate::machine::{Crash, ExitKind, Exits, Stopped};
 use irqfabric::fabric::{LineStats, VectorStats};
@@ -32,6 +38,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The report of one run.
 #[derive(Debug, Serialize)]
@@ -44,9 +51,11 @@ pub struct Report {
     commits: u64,
     entry_writes: u64,
     lines: Vec<Source>,
+    pairs: Vec<PairReport>,
     vectors: Vec<Vector>,
     promotions: u64,
     wakeups: u64,
+    brakes: u64,
     kvm: Calls,
     messages: Messages,
     exits: Vec<ExitTally>,
@@ -66,6 +75,14 @@ struct Source {
     again: bool,
 }
 
+/// What a device with two eventfds wrote and read.
+#[derive(Debug, Serialize)]
+struct PairReport {
+    device: String,
+    #[serde(flatten)]
+    stats: PairStats,
+}
+
 /// What one message vector did, as far as it went through the fabric.
 #[derive(Debug, Serialize)]
 struct Vector {
@@ -81,6 +98,7 @@ struct Vector {
 struct Messages {
     memory_writes: u64,
     dropped: u64,
+    blocked: u64,
     host_errors: u64,
 }
 
@@ -93,8 +111,8 @@ struct ExitTally {
 }
 
 impl Report {
-    /// Of a machine that has stopped, with the vectors of its devices.
-    pub fn new(irqchip: IrqchipKind, apic_ids: &[u32], stopped: &Stopped, vectors: &[NamedVectors]) -> Self {
+    /// Of a machine that has stopped, with what its devices have.
+    pub fn new(irqchip: IrqchipKind, apic_ids: &[u32], stopped: &Stopped, attached: &Attached) -> Self {
         let total = Exits::total(&stopped.exits);
         let exits = ExitKind::ALL.into_iter().filter(|kind| total.of(*kind).count > 0).map(|kind| ExitTally {
             kind,
@@ -115,13 +133,16 @@ impl Report {
             commits: stats.commits,
             entry_writes: stats.entry_writes,
             lines: stats.lines.iter().flat_map(|line| sources(line, irqchip)).collect(),
-            vectors: vectors.iter().flat_map(vectors_of).collect(),
+            pairs: attached.pairs.iter().map(PairReport::of).collect(),
+            vectors: attached.vectors.iter().flat_map(vectors_of).collect(),
             promotions: stats.promotions,
             wakeups: stats.wakeups,
+            brakes: stats.brakes,
             kvm: stopped.calls,
             messages: Messages {
                 memory_writes: stats.memory_writes,
                 dropped: stats.dropped,
+                blocked: stats.blocked,
                 host_errors: stats.host_errors,
             },
             exits: exits.collect(),
@@ -174,13 +195,24 @@ impl fmt::Display for Report {
         if !silent.is_empty() {
             writeln!(f, "{:>7}{} more that never interrupted", "", silent.len())?;
         }
+        for PairReport { device, stats: PairStats { triggered, resampled } } in &self.pairs {
+            writeln!(f, "{:>7}{device} by eventfds: {triggered} triggers, {resampled} resamples", "")?;
+        }
+        if self.brakes > 0 {
+            writeln!(f, "{:>7}{} times a level was made to wait that came back at every end", "", self.brakes)?;
+        }
         if !self.vectors.is_empty() {
             let Self { promotions, wakeups, .. } = self;
             writeln!(f, "{:>5}  {:<28}{:>11}{:>11}", "", "vector", "signalled", "delivered")?;
-            for Vector { device, vector, signalled, delivered, hot } in &self.vectors {
+            let (silent, vectors): (Vec<_>, Vec<_>) =
+                self.vectors.iter().partition(|vector| vector.signalled == 0 && !vector.hot);
+            for Vector { device, vector, signalled, delivered, hot } in vectors {
                 let uncounted = if *hot { "  hot: KVM's uncounted" } else { "" };
                 let name = format!("{device} vector {vector}");
                 writeln!(f, "{:>5}  {name:<28}{signalled:>11}{delivered:>11}{uncounted}", "")?;
+            }
+            if !silent.is_empty() {
+                writeln!(f, "{:>7}{} more that never signalled", "", silent.len())?;
             }
             writeln!(f, "{:>7}{promotions} promotions to irqfds, {wakeups} wakeups of the dispatcher", "")?;
         }
@@ -189,6 +221,12 @@ impl fmt::Display for Report {
             writeln!(f, "{:>7}{kind:<28}{count:>11}{:>12.1} ms", "", seconds * 1e3)?;
         }
         Ok(())
+    }
+}
+
+impl PairReport {
+    fn of((device, pair): &(String, Arc<Pair>)) -> Self {
+        Self { device: device.clone(), stats: pair.stats() }
     }
 }
 
@@ -257,6 +295,7 @@ mod tests {
     use super::*;
     use crate::machine::Stop;
     use crate::machine::exits::Exit;
+    use irqfabric::chip::ioapic::Ioapic;
     use irqfabric::fabric::{Fabric, PinStats, Stats};
     use irqfabric::hv::Sim;
     use irqfabric::line::SourceStats;
@@ -269,9 +308,10 @@ mod tests {
         let lines = vec![LineStats { gsi: 383, sources: vec![source("disk0"), source("disk1")], pin, acknowledged: 0 }];
         let mut exits = Exits::default();
         exits.note(Exit::bare(ExitKind::IoapicEoi, 0x31), Duration::from_micros(1500));
-        let stats = Stats { lines, commits: 7, ..Stats::default() };
+        let stats = Stats { lines, commits: 7, brakes: u64::from(u32::MAX), ..Stats::default() };
         let (calls, ran) = (Calls::default(), Duration::from_secs(4));
-        let fabric = Fabric::builder(Sim::new(1)).build().unwrap();
+        let fabric = Fabric::builder(Sim::new(1)).ioapic(Ioapic::default()).build().unwrap();
+        let pair = ("disk1022".into(), Pair::new(&fabric, 9, "disk1022").unwrap());
         let vectors = fabric.msi_vectors(RequesterId::new(0, 1, 0), 2);
         vectors[1].signal();
         let vectors = vectors.to_vec().into();
@@ -279,7 +319,7 @@ mod tests {
             irqchip,
             &[0],
             &Stopped { stop: Stop::PowerOff, ran, exits: vec![exits], stats, lapics: vec![None], calls },
-            &[NamedVectors { device: "disk1023".into(), vectors }],
+            &Attached { vectors: vec![NamedVectors { device: "disk1023".into(), vectors }], pairs: vec![pair] },
         )
     }
 
@@ -295,9 +335,10 @@ mod tests {
     fn the_json_has_the_documented_shape() {
         let json = serde_json::to_value(report(IrqchipKind::Split)).unwrap();
         assert_eq!(json["commits"], 7);
-        assert_eq!(json["path"], "KVM_SIGNAL_MSI");
+        assert_eq!((&json["path"], &json["brakes"]), (&"KVM_SIGNAL_MSI".into(), &u32::MAX.into()));
         assert_eq!(json["lines"][1]["name"], "disk1");
         assert_eq!(json["lines"][1]["refused"], 1);
+        assert_eq!((&json["pairs"][0]["device"], &json["pairs"][0]["resampled"]), (&"disk1022".into(), &0.into()));
         let vector = &json["vectors"][1];
         assert_eq!(
             (&vector["device"], &vector["signalled"], &vector["delivered"]),

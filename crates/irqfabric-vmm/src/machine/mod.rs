@@ -23,6 +23,8 @@ use irqfabric::chip::pic::Pic;
 use irqfabric::fabric::{Fabric, Promotion, Stats};
 use irqfabric::hv::{Calls, Counted, Kvm};
 use irqfabric::msg::DestinationFormat;
+use irqfabric::remap::ExtDest;
+use irqfabric::remap::vtd::{Faults, Vtd};
 use kick::Kicker;
 use kvm_bindings::{kvm_lapic_state, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -56,6 +58,8 @@ pub struct Config {
     pub irqchip: Irqchip,
     /// When vectors with an eventfd become hot.
     pub promotion: Promotion,
+    /// Where the register page of a VT-d unit is, if there is to be one that messages go through.
+    pub vtd: Option<u64>,
 }
 
 /// Whose interrupt controllers a machine has.
@@ -114,8 +118,9 @@ pub struct Stopped {
 impl Machine {
     /// Makes the machine: memory, irqchip, vCPUs with their CPUID, and an empty bus.
     ///
-    /// No register is set and no thread started. If and only if one of its APIC ids needs them, the guest is told of
-    /// 15-bit message destinations (KVM_FEATURE_MSI_EXT_DEST_ID) and its vCPUs begin in x2APIC mode.
+    /// No register is set and no thread started. If and only if one of its APIC ids needs it, its vCPUs begin in x2APIC
+    /// mode, and the guest is told of 15-bit message destinations (KVM_FEATURE_MSI_EXT_DEST_ID): not where a VT-d unit has
+    /// destinations of 32.
     pub fn new(host: &Host, config: &Config) -> Result<Self, Error> {
         check_apic_ids(host, config)?;
         let memory = allocate(config.memory)?;
@@ -124,20 +129,23 @@ impl Machine {
         vm.set_tss_address(KVM_TSS).map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
         give_memory(&vm, &memory)?;
 
-        let destinations = destination_format(&config.apic_ids);
+        let destinations = destination_format(config);
         let (kvm, ioapics) = match &config.irqchip {
             Irqchip::Split(ioapics) | Irqchip::SplitWithPic(ioapics) => (Kvm::split(vm.clone()), ioapics.as_slice()),
             Irqchip::Kernel => (Kvm::full(vm.clone()), [].as_slice()),
         };
         let hypervisor = Arc::new(Counted::new(kvm));
         let kicker = Arc::new(Kicker::default());
-        let mut builder = Fabric::builder(hypervisor.clone())
-            .memory(memory.clone())
-            .destinations(destinations)
-            .promotion(config.promotion);
+        let mut builder = Fabric::builder(hypervisor.clone()).memory(memory.clone()).promotion(config.promotion);
         if matches!(config.irqchip, Irqchip::SplitWithPic(_)) {
             let kicker = kicker.clone();
             builder = builder.pic(Pic::default()).kick(move |apic_id| kicker.kick(apic_id));
+        }
+        if destinations == DestinationFormat::Fifteen {
+            builder = builder.remapper(ExtDest);
+        }
+        if let Some(address) = config.vtd {
+            builder = builder.vtd(address, Vtd::default(), Faults::default());
         }
         let fabric = ioapics.iter().cloned().fold(builder, |builder, chip| builder.ioapic(chip)).build()?;
 
@@ -145,7 +153,7 @@ impl Machine {
         let vcpus = config.apic_ids.iter().map(|&apic_id| {
             let vcpu = vm.create_vcpu(apic_id.into()).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
             vcpu.set_cpuid2(&cpuid.of(apic_id)?).map_err(Error::kvm("KVM_SET_CPUID2"))?;
-            if destinations == DestinationFormat::Fifteen {
+            if has_far_ids(&config.apic_ids) {
                 cpu::enter_x2apic_mode(&vcpu)?;
             }
             Ok(vcpu)
@@ -254,9 +262,14 @@ impl Drop for Running {
     }
 }
 
-/// 15 bits only where an APIC id does not fit into 8 (255 is the broadcast id): a guest that need not know is not told.
-fn destination_format(apic_ids: &[u32]) -> DestinationFormat {
-    match apic_ids.iter().any(|&id| id > 254) {
+/// Whether there is an APIC id that does not fit into 8 bits; 255 is the broadcast id.
+fn has_far_ids(apic_ids: &[u32]) -> bool {
+    apic_ids.iter().any(|&id| id > 254)
+}
+
+/// 15 bits only where they are needed: a guest that need not know is not told.
+fn destination_format(config: &Config) -> DestinationFormat {
+    match has_far_ids(&config.apic_ids) && config.vtd.is_none() {
         true => DestinationFormat::Fifteen,
         false => DestinationFormat::Eight,
     }

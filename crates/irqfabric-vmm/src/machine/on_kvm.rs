@@ -11,7 +11,7 @@ fn machine(apic_ids: &[u32]) -> Machine {
     let irqchip = Irqchip::Split(vec![Ioapic::default()]);
     Machine::new(
         &host,
-        &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip, promotion: Promotion::default() },
+        &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip, promotion: Promotion::default(), vtd: None },
     )
     .unwrap()
 }
@@ -89,7 +89,13 @@ fn apic_ids_that_no_machine_can_have_are_refused_in_a_sentence() {
     let refusal = |apic_ids: &[u32], irqchip| {
         Machine::new(
             &host,
-            &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip, promotion: Promotion::default() },
+            &Config {
+                memory: 1 << 20,
+                apic_ids: apic_ids.to_vec(),
+                irqchip,
+                promotion: Promotion::default(),
+                vtd: None,
+            },
         )
         .err()
         .unwrap()
@@ -146,7 +152,7 @@ mod pic {
     fn guest(code: &[u8], raises: bool) -> (Machine, Arc<Device>) {
         let host = Host::open().unwrap();
         let irqchip = Irqchip::SplitWithPic(vec![Ioapic::default()]);
-        let config = Config { memory: 1 << 20, apic_ids: vec![0], irqchip, promotion: Promotion::default() };
+        let config = Config { memory: 1 << 20, apic_ids: vec![0], irqchip, promotion: Promotion::default(), vtd: None };
         let mut machine = Machine::new(&host, &config).unwrap();
         for (port, value) in [(0x20, 0x11), (0x21, BASE), (0x21, 4), (0x21, 1), (0x21, !(1 << INPUT))] {
             assert!(machine.fabric().pio_write(port, &[value]));

@@ -31,7 +31,7 @@ pub fn machine(host: &Host, cpus: usize, begins: Begins) -> Result<Machine, Erro
         Begins::WithPic => Irqchip::SplitWithPic(vec![Ioapic::default()]),
     };
     let (apic_ids, promotion) = ((0..cpus as u32).collect(), Promotion::default());
-    Machine::new(host, &Config { memory: layout::MEMORY, apic_ids, irqchip, promotion })
+    Machine::new(host, &Config { memory: layout::MEMORY, apic_ids, irqchip, promotion, vtd: None })
 }
 
 impl KvmGuest {

@@ -52,7 +52,7 @@ pub struct Args {
     /// For how long they send, at full speed, instead of a count
     #[arg(long, conflicts_with = "count", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
-    /// How many message vectors are signalled through eventfds, besides 12 other sources; at most 86
+    /// How many message vectors are signalled through eventfds, besides 16 other sources; at most 84
     #[arg(long, default_value_t = DEFAULT_EVENTFDS)]
     vectors: usize,
     /// The guest begins with the PIC and switches to the IOAPIC half-way, where Linux with `noapic` stays

@@ -8,6 +8,7 @@ use super::layout;
 use super::script::{Done, Place};
 use super::session::{Session, Work};
 use super::source::{Device, Pace, Path, Source};
+use crate::devices::pair::PairStats;
 use crate::machine::{ExitKind, Stop};
 use irqfabric::chip::ioapic::PinState;
 use irqfabric::fabric::Stats;
@@ -70,6 +71,9 @@ pub struct SourceReport {
     /// How often the device was served; levels only.
     served: u64,
     resent: u64,
+    /// What went through the line's two eventfds; resampling levels only.
+    #[serde(flatten)]
+    pair: Option<PairStats>,
     /// How often the dispatcher found the eventfd signalled; all other events the kernel took.
     dispatched: u64,
     p50_ns: u64,
@@ -82,8 +86,9 @@ impl SourceReport {
         let path = source.path();
         let (kind, at) = match (place, path) {
             (Place::EdgePin(pin), _) => ("edge", format!("pin {pin}")),
+            (Place::LevelPin(pin), Path::Resampled) => ("resample", format!("pin {pin}")),
             (Place::LevelPin(pin), _) => ("level", format!("pin {pin}")),
-            (Place::Message(vector), Path::Pin | Path::Message) => ("msi", format!("msi {vector}")),
+            (Place::Message(vector), Path::Pin | Path::Resampled | Path::Message) => ("msi", format!("msi {vector}")),
             (Place::Message(vector), Path::Dispatcher | Path::Irqfd) => ("eventfd", format!("msi {vector}")),
         };
         let latency = source.latency();
@@ -97,6 +102,7 @@ impl SourceReport {
             verdict,
             served: device.served,
             resent: device.resent,
+            pair: source.pair(),
             dispatched: source.dispatched(),
             p50_ns: latency.value_at_quantile(0.50),
             p99_ns: latency.value_at_quantile(0.99),
@@ -251,6 +257,7 @@ impl fmt::Display for Report {
             let name = format!("{name}{}", if *pace == Pace::Waits { "*" } else { "" });
             let path = match path {
                 Path::Pin => format!("{at}→{last}"),
+                Path::Resampled => format!("fd→{at}→{last}"),
                 Path::Message => last.to_string(),
                 Path::Dispatcher => format!("dispatcher→{last}"),
                 Path::Irqfd => "irqfd".into(),
@@ -276,6 +283,10 @@ impl fmt::Display for Report {
         writeln!(f, "{:<14} {kept} unmasks, moves' included, found something waiting", "")?;
         writeln!(f, "{:<14} {} dropped at a masked edge pin and sent again", "edges", grouped(self.resent))?;
         writeln!(f, "{:<14} {} spurious handler entries", "levels", grouped(self.spurious))?;
+        let pairs = || self.sources.iter().filter_map(|source| source.pair);
+        let triggered = grouped(pairs().map(|pair| pair.triggered).sum());
+        let resampled = grouped(pairs().map(|pair| pair.resampled).sum());
+        writeln!(f, "{:<14} {triggered} triggers by eventfds, {resampled} resamples", "")?;
         for line in &self.hung {
             writeln!(f, "{line}")?;
         }
@@ -303,6 +314,9 @@ impl Report {
             for kinds in kinds.chunks(3) {
                 writeln!(f, "{:<16} {}", "", kinds.join(", "))?;
             }
+        }
+        if self.fabric.brakes > 0 {
+            writeln!(f, "{:<14} a level that came back at every end waited {} times", "", grouped(self.fabric.brakes))?;
         }
         Ok(())
     }

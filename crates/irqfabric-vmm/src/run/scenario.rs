@@ -1,5 +1,6 @@
-//! Who signals what: four edge lines, two level lines with two devices each, four message vectors, and some more
-//! by their eventfds.
+//! Who signals what: four edge lines, four level lines with two devices each, four message vectors, and some more
+//! by their eventfds. Of the devices on level lines three have theirs by two eventfds and resample; one of them shares it with
+//! a device that does not.
 //!
 //! If the guest begins with the PIC, the level lines are two that end there.
 //!
@@ -11,18 +12,34 @@ use super::memory::GuestMemory;
 use super::script::{Begins, Binding, Place};
 use super::session::{Session, Work};
 use super::source::{Pace, Plan, Source, Sources, Wire};
+use crate::devices::pair::Pair;
 use crate::error::Error;
 use irqfabric::fabric::{Fabric, MsiVectors};
 use irqfabric::msg::RequesterId;
 
 const EDGE_PINS: [u8; 4] = [3, 4, 5, 6];
-const LEVEL_PINS: [u8; 2] = [16, 17];
+/// The two devices on each.
+const LEVEL_PINS: [(u8, [LevelBy; 2]); 4] = [
+    (16, [LevelBy::Call, LevelBy::Call]),
+    (17, [LevelBy::Call, LevelBy::Call]),
+    (18, [LevelBy::Call, LevelBy::Eventfds]),
+    (19, [LevelBy::Eventfds, LevelBy::Eventfds]),
+];
 /// Where the PIC has inputs too.
-const LEVEL_PINS_WITH_PIC: [u8; 2] = [10, 11];
+const LEVEL_PINS_WITH_PIC: [(u8, [LevelBy; 2]); 2] =
+    [(10, [LevelBy::Call, LevelBy::Call]), (11, [LevelBy::Call, LevelBy::Eventfds])];
 const MESSAGES: u8 = 4;
 /// Two devices share a level line.
 const OTHER_SOURCES: usize = EDGE_PINS.len() + 2 * LEVEL_PINS.len() + MESSAGES as usize;
 const OTHER_INTERRUPTS: usize = EDGE_PINS.len() + LEVEL_PINS.len() + MESSAGES as usize;
+
+/// How a device raises a level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LevelBy {
+    Call,
+    /// By two eventfds: one to trigger, one to resample.
+    Eventfds,
+}
 
 /// The most sources with eventfds: each takes two of the guest's vectors.
 const MOST_EVENTFDS: usize = (layout::END_VECTOR - layout::FIRST_VECTOR) as usize / 2 - OTHER_INTERRUPTS;
@@ -63,13 +80,23 @@ impl Scenario {
             scenario.add(Place::EdgePin(pin), vec![("edge", wire)]);
         }
         let level_pins = match begins {
-            Begins::WithIoapic => LEVEL_PINS,
-            Begins::WithPic => LEVEL_PINS_WITH_PIC,
+            Begins::WithIoapic => &LEVEL_PINS[..],
+            Begins::WithPic => &LEVEL_PINS_WITH_PIC[..],
         };
-        for pin in level_pins {
+        for &(pin, devices) in level_pins {
             let line = fabric.line(pin.into())?;
-            let device = |side| ("level", Wire::Level(line.source(format!("pin {pin} {side}"))));
-            scenario.add(Place::LevelPin(pin), vec![device("a"), device("b")]);
+            let device = |(index, (side, by))| {
+                let name = format!("pin {pin} {side}");
+                Ok(match by {
+                    LevelBy::Call => ("level", Wire::Level(line.source(name))),
+                    LevelBy::Eventfds => {
+                        ("resample", Wire::resample(Pair::new(fabric, pin.into(), &name)?, index, memory)?)
+                    }
+                })
+            };
+            let devices = (scenario.sources.len()..).zip(["a", "b"].into_iter().zip(devices));
+            let wires = devices.map(device).collect::<Result<_, Error>>()?;
+            scenario.add(Place::LevelPin(pin), wires);
         }
         for (number, vector) in (0..).zip(messages.iter()) {
             let vector = vector.clone();

@@ -16,6 +16,7 @@ use super::board::{Board, Operation, RunFailed};
 use super::control::Early;
 use super::judge::{Epochs, Slot};
 use super::layout::{self, registers};
+use super::source::Source;
 use irqfabric::fabric::IOAPIC_ADDRESS;
 use std::time::{Duration, Instant};
 
@@ -201,8 +202,8 @@ impl<'a> Script<'a> {
         let begun = Instant::now();
         let vectors: Vec<_> = self.bindings.iter().flat_map(Binding::vectors).collect();
         while begun.elapsed() < most {
-            let all_seen = self.board.sources.iter().all(|source| source.newest_seen() == source.device().sent);
-            let mut idle = all_seen;
+            let over = |source: &Source| source.newest_seen() == source.device().sent && source.is_settled();
+            let mut idle = self.board.sources.iter().all(over);
             for cpu in 0..self.board.cpus() {
                 idle = idle && self.is_quiet(cpu, &vectors)?;
             }

@@ -10,6 +10,8 @@ use super::control::{Control, Early};
 use super::judge::{Seen, Slot};
 use super::layout::{self, source};
 use super::memory::GuestMemory;
+use crate::devices::pair::{Listener, Pair, PairStats};
+use crate::error::Error;
 use hdrhistogram::Histogram;
 use irqfabric::fabric::MsiVector;
 use irqfabric::line::LineSource;
@@ -25,6 +27,9 @@ pub enum Wire {
     Edge(LineSource),
     /// A line shared with others, raised until the guest has served the device.
     Level(LineSource),
+    /// The same, by the line's two eventfds: triggered until the guest has ended the interrupt, and then again if it has not
+    /// served the device.
+    Resample { pair: Arc<Pair>, _listener: Listener },
     /// A message vector.
     Message(MsiVector),
     /// A message vector, by its eventfd.
@@ -37,6 +42,8 @@ pub enum Wire {
 pub enum Path {
     /// By an IOAPIC pin.
     Pin,
+    /// By an eventfd that the fabric's dispatcher reads, then by an IOAPIC pin; another eventfd comes back.
+    Resampled,
     /// Straight to a local APIC.
     Message,
     /// By the fabric's dispatcher, which listens to the eventfd.
@@ -135,6 +142,25 @@ impl Progress {
     }
 }
 
+/// The address of a source's guest page.
+const fn page(index: usize) -> u64 {
+    layout::SOURCES + index as u64 * layout::SOURCE_SIZE
+}
+
+impl Wire {
+    /// That of the source with number `index`, which has its line by two eventfds.
+    pub fn resample(pair: Arc<Pair>, index: usize, memory: &GuestMemory) -> Result<Self, Error> {
+        let (memory, status) = (memory.clone(), page(index) + source::STATUS);
+        let look = move |pair: &Pair| {
+            if memory.load::<u32>(status) != 0 {
+                pair.trigger();
+            }
+        };
+        let listener = pair.listen(look)?;
+        Ok(Self::Resample { pair, _listener: listener })
+    }
+}
+
 impl Source {
     /// The source with number `index` of a guest with `cpus` vCPUs: it will send `share` signals.
     pub fn new(plan: Plan, index: usize, share: u64, wire: Wire, memory: &GuestMemory, cpus: usize) -> Self {
@@ -160,18 +186,35 @@ impl Source {
 
     /// The address of its guest page.
     pub fn page(&self) -> u64 {
-        layout::SOURCES + self.index as u64 * layout::SOURCE_SIZE
+        page(self.index)
     }
 
     /// Whether it is a level device.
     pub fn is_level(&self) -> bool {
-        matches!(self.wire, Wire::Level(_))
+        matches!(self.wire, Wire::Level(_) | Wire::Resample { .. })
+    }
+
+    /// What went through its two eventfds, if that is how it has its line.
+    pub fn pair(&self) -> Option<PairStats> {
+        match &self.wire {
+            Wire::Resample { pair, .. } => Some(pair.stats()),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing is on its way between it and its line.
+    pub fn is_settled(&self) -> bool {
+        match &self.wire {
+            Wire::Resample { pair, .. } => pair.is_settled(),
+            _ => true,
+        }
     }
 
     /// Which way it signals at the moment.
     pub fn path(&self) -> Path {
         match &self.wire {
             Wire::Edge(_) | Wire::Level(_) => Path::Pin,
+            Wire::Resample { .. } => Path::Resampled,
             Wire::Message(_) => Path::Message,
             Wire::Eventfd(vector) if vector.is_hot() => Path::Irqfd,
             Wire::Eventfd(_) => Path::Dispatcher,
@@ -250,6 +293,10 @@ impl Source {
                 self.memory.store(self.page() + source::STATUS, 1u32);
                 line.raise();
             }
+            Wire::Resample { pair, .. } => {
+                self.memory.store(self.page() + source::STATUS, 1u32);
+                pair.trigger();
+            }
             Wire::Message(vector) => vector.signal(),
             // As vhost would: a write, and nothing of the fabric's. It was made before the first signal.
             Wire::Eventfd(vector) => drop(vector.eventfd().and_then(|eventfd| eventfd.write(1))),
@@ -281,14 +328,16 @@ impl Source {
 
     // The vCPUs' threads.
 
-    /// The guest serves the level device: it lowers its line. Every now and then it has more to say at once, and
-    /// raises it again before the handler comes to its EOI.
+    /// The guest serves the level device: it lowers its line, unless the end of the interrupt does. Every now and then it
+    /// has more to say at once, and raises it again before the handler comes to its EOI.
     pub fn serve(&self) {
         let mut device = self.device();
-        if let Wire::Level(line) = &self.wire {
+        if self.is_level() {
             self.memory.store(self.page() + source::STATUS, 0u32);
             device.served += 1;
-            line.lower();
+            if let Wire::Level(line) = &self.wire {
+                line.lower();
+            }
             if self.pace == Pace::Free && device.served.is_multiple_of(4) && device.sent < self.share {
                 device.sent += 1;
                 self.memory.store(self.page() + source::SENT, device.sent);

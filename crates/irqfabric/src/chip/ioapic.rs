@@ -7,6 +7,19 @@
 //! Accesses follow KVM's in-kernel IOAPIC (`arch/x86/kvm/ioapic.c`): registers answer at their own offset
 //! only, narrow writes are extended with zeros, wide reads too, everything else reads zero and ignores writes.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
+mod spec;
+
 use crate::line::Level;
 use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Message, RequesterId, Trigger, WINDOW_START};
 use spec::{RedirectionEntry, Register};
@@ -231,9 +244,9 @@ impl Ioapic {
         }
         let value = u32::from_le_bytes(bytes);
         match Register::at(offset, self.version) {
-            Some(Register::Select) => self.select = value as u8,
+            Some(Register::Select) => self.select = (value & 0xff) as u8,
             Some(Register::Window) => return self.write_selected(value),
-            Some(Register::EndOfInterrupt) => return Written::EndOfInterrupt(value as u8),
+            Some(Register::EndOfInterrupt) => return Written::EndOfInterrupt((value & 0xff) as u8),
             None => {}
         }
         Written::Nothing
@@ -242,8 +255,9 @@ impl Ioapic {
     /// The pin whose redirection entry an access at `offset` would reach.
     pub fn entry_at(&self, offset: u64) -> Option<u8> {
         let window = matches!(Register::at(offset, self.version), Some(Register::Window));
-        let (pin, _) = spec::entry_of(self.select).filter(|(pin, _)| window && *pin < self.entries.len())?;
-        Some(pin as u8)
+        let (pin, _) =
+            spec::entry_of(self.select).filter(|(pin, _)| window && usize::from(*pin) < self.entries.len())?;
+        Some(pin)
     }
 
     /// A local APIC has broadcast the end of `vector`, or the guest wrote it to the EOI register: [ends](Self::end) the
@@ -361,11 +375,17 @@ impl Ioapic {
     fn read_selected(&self) -> u32 {
         match self.select {
             spec::INDEX_ID | spec::INDEX_ARBITRATION => u32::from(self.id) << 24,
-            spec::INDEX_VERSION => (self.entries.len() as u32 - 1) << 16 | self.version.number(),
-            index => match spec::entry_of(index).and_then(|(pin, half)| Some((self.entries.get(pin)?, half))) {
-                Some((entry, half)) => entry.half(half),
-                None => u32::MAX,
-            },
+            spec::INDEX_VERSION => {
+                // The last entry's number.
+                let last = u8::try_from(self.entries.len()).unwrap_or(u8::MAX).saturating_sub(1);
+                u32::from(last) << 16 | self.version.number()
+            }
+            index => {
+                match spec::entry_of(index).and_then(|(pin, half)| Some((self.entries.get(usize::from(pin))?, half))) {
+                    Some((entry, half)) => entry.half(half),
+                    None => u32::MAX,
+                }
+            }
         }
     }
 
@@ -375,11 +395,10 @@ impl Ioapic {
         }
         // Version and arbitration are read-only: Windows writes 0 to the former.
         let Some((pin, half)) = spec::entry_of(self.select) else { return Written::Nothing };
-        let Some(entry) = self.entries.get_mut(pin) else { return Written::Nothing };
+        let Some(entry) = self.entries.get_mut(usize::from(pin)) else { return Written::Nothing };
         let in_service = entry.remote_irr();
         entry.write_half(half, value, self.writable);
         let ended = in_service && !entry.remote_irr();
-        let pin = pin as u8;
         if entry.trigger_mode() == Trigger::Level {
             self.edges.remove(pin);
         }
@@ -439,7 +458,7 @@ impl Iterator for PinSet {
 
     /// The lowest pin, taken out.
     fn next(&mut self) -> Option<u8> {
-        let pin = self.0.trailing_zeros() as u8;
+        let pin = (self.0.trailing_zeros() & 0xff) as u8;
         (pin < 128).then(|| {
             self.remove(pin);
             pin
@@ -456,141 +475,6 @@ impl FromIterator<u8> for PinSet {
 impl fmt::Debug for PinSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(*self).finish()
-    }
-}
-
-/// The registers as the data sheet lays them out.
-mod spec {
-    use super::*;
-    use bitfield_struct::bitfield;
-
-    pub(super) const INDEX_ID: u8 = 0;
-    pub(super) const INDEX_VERSION: u8 = 1;
-    pub(super) const INDEX_ARBITRATION: u8 = 2;
-    const INDEX_ENTRIES: u8 = 0x10;
-
-    pub(super) enum Register {
-        Select,
-        Window,
-        EndOfInterrupt,
-    }
-
-    impl Register {
-        pub(super) fn at(offset: u64, version: Version) -> Option<Self> {
-            match offset {
-                0x00 => Some(Self::Select),
-                0x10 => Some(Self::Window),
-                0x40 if version == Version::V20 => Some(Self::EndOfInterrupt),
-                _ => None,
-            }
-        }
-    }
-
-    #[derive(Clone, Copy)]
-    pub(super) enum Half {
-        Low,
-        High,
-    }
-
-    /// The pin and half that an index names.
-    pub(super) fn entry_of(index: u8) -> Option<(usize, Half)> {
-        let index = index.checked_sub(INDEX_ENTRIES)?;
-        let half = if index & 1 == 0 { Half::Low } else { Half::High };
-        Some((usize::from(index / 2), half))
-    }
-
-    #[bitfield(u64)]
-    #[derive(PartialEq, Eq)]
-    pub(super) struct RedirectionEntry {
-        pub vector: u8,
-        #[bits(3)]
-        pub delivery_mode: u8,
-        #[bits(1)]
-        pub destination_mode: DestinationMode,
-        /// Read-only, and always idle: a delivery is over before the access that caused it returns.
-        pub delivery_status: bool,
-        /// Kept for the guest, see `line`.
-        pub active_low: bool,
-        /// Read-only.
-        pub remote_irr: bool,
-        #[bits(1)]
-        pub trigger: Trigger,
-        pub masked: bool,
-        #[bits(31)]
-        __: u32,
-        /// The entry names an interrupt remapping table entry (VT-d 5.1.5.1).
-        pub remappable: bool,
-        #[bits(7)]
-        pub extended_destination: u8,
-        pub destination: u8,
-    }
-
-    impl RedirectionEntry {
-        pub(super) const RESET: Self = Self::new().with_masked(true);
-
-        /// The bits that a guest may write.
-        pub(super) const WRITABLE: Self = Self::new()
-            .with_vector(0xff)
-            .with_delivery_mode(7)
-            .with_destination_mode(DestinationMode::Logical)
-            .with_active_low(true)
-            .with_trigger(Trigger::Level)
-            .with_masked(true)
-            .with_remappable(true)
-            .with_extended_destination(0x7f)
-            .with_destination(0xff);
-
-        /// The trigger mode that counts: NMI, SMI, INIT and ExtINT are edges whatever the bit says.
-        pub(super) fn trigger_mode(self) -> Trigger {
-            let vectored = DeliveryMode::from_bits(self.delivery_mode()).is_none_or(DeliveryMode::has_vector);
-            if vectored { self.trigger() } else { Trigger::Edge }
-        }
-
-        /// Not while it is masked, nor with a reserved delivery mode (the field means nothing in a remappable entry).
-        pub(super) fn sends(self) -> bool {
-            let defined = self.remappable() || DeliveryMode::from_bits(self.delivery_mode()).is_some();
-            defined && !self.masked()
-        }
-
-        pub(super) fn half(self, half: Half) -> u32 {
-            match half {
-                Half::Low => self.into_bits() as u32,
-                Half::High => (self.into_bits() >> 32) as u32,
-            }
-        }
-
-        /// Merges the `writable` bits of a written half into the entry; the others stay, except that an edge pin has no
-        /// remote IRR (Linux ends a level interrupt on version 0x11 by making the pin edge for a moment).
-        pub(super) fn write_half(&mut self, half: Half, value: u32, writable: Self) {
-            let (written, shift) = match half {
-                Half::Low => (0xffff_ffff, 0),
-                Half::High => (0xffff_ffff << 32, 32),
-            };
-            let mask = writable.into_bits() & written;
-            *self = Self::from_bits(self.into_bits() & !mask | u64::from(value) << shift & mask);
-            if self.trigger_mode() == Trigger::Edge {
-                self.set_remote_irr(false);
-            }
-        }
-
-        pub(super) fn restored(bits: u64) -> Self {
-            let entry = Self::from_bits(bits & Self::WRITABLE.into_bits());
-            let in_service = Self::from_bits(bits).remote_irr() && entry.trigger_mode() == Trigger::Level;
-            entry.with_remote_irr(in_service)
-        }
-
-        /// The plain swizzle of an entry into a message: 63:48 → address 19:4, 11 → address 2, 10:8 → data 10:8.
-        /// It serves the remappable format as well (VT-d 5.1.5.1).
-        pub(super) fn message(self, requester: RequesterId) -> Message {
-            let bits = self.into_bits();
-            let level = u64::from(self.trigger_mode() == Trigger::Level);
-            Message {
-                address: WINDOW_START | bits >> 48 << 4 | u64::from(self.destination_mode().into_bits()) << 2,
-                // Level assert goes with level trigger, as the data sheet's bus message has it.
-                data: (bits & 0x7ff | level << 14 | level << 15) as u32,
-                requester,
-            }
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::vector::Vector;
 use crate::hv::{HvError, Hypervisor};
 use crate::memory::Memory;
 use crate::msg::{Acceptance, Interrupt, Message, NotAnInterrupt};
-use crate::remap::{Cookie, Entries, Refusal};
+use crate::remap::{Cookie, Entries, Refusal, Remapper};
 use crate::route::{Cost, GsiTable, Since};
 use crate::sync::{Condvar, Mutex, wait};
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 pub(crate) struct Core {
     pub(crate) hypervisor: Box<dyn Hypervisor>,
-    pub(crate) memory: Option<Box<dyn Memory>>,
+    pub(crate) memory: Option<Arc<dyn Memory>>,
     pub(crate) translation: Translation,
     /// Whose cached translation came from where. A leaf.
     pub(crate) cookies: CookieIndex,
@@ -180,10 +180,16 @@ impl Core {
         published.is_ok()
     }
 
-    /// A message that is not delivered: a write to memory is performed as one, the rest is dropped and counted.
-    pub(crate) fn refused(&self, message: &Message, why: Refusal) {
+    /// A message that was sent and is not delivered: a write to memory is performed as one, a fault recorded, the rest is dropped;
+    /// all are counted.
+    pub(crate) fn refused(&self, remapper: &dyn Remapper, message: &Message, why: Refusal) {
         let counter = match (why, &self.memory) {
-            (Refusal::Blocked(_), _) => &self.counters.blocked,
+            (Refusal::Blocked(fault), _) => {
+                remapper.record(message, fault, &|event| {
+                    let _ = self.deliver(event);
+                });
+                &self.counters.blocked
+            }
             (Refusal::NotAnInterrupt(NotAnInterrupt::Memory(address)), Some(memory))
                 if memory.write(address, &message.data.to_le_bytes()).is_ok() =>
             {

@@ -20,16 +20,16 @@
 //! **Later.** Two things are left to the dispatcher to try again after [`DELAY`]: a level whose route the host could not
 //! commit, and the storm brake's. A level that nobody lowers, on a pin whose entry nobody touches, comes back at each
 //! end of its interrupt, and a guest that has no handler for it does nothing else any more; after [`STORM`] of these in a row
-//! the next waits, so that the guest gets to run (KVM's own IOAPIC does the same, Linux commit 184564efae4d). Whatever else
+//! the next waits, so that the guest gets to run (KVM's own IOAPIC does the same: `arch/x86/kvm/ioapic.c`, IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT). Whatever else
 //! gives a reason to deliver meanwhile does so at once.
 
 use super::core::{Core, Counters};
 use super::report::PinStats;
-use super::translation::{Translating, Translation};
+use super::translation::Translating;
 use crate::chip::ioapic::{Ioapic, PinSet, Written};
 use crate::line::{Level, Pin};
 use crate::msg::{Acceptance, DeliveryMode, Interrupt, Trigger};
-use crate::remap;
+use crate::remap::{Entries, Target, Translation};
 use crate::sync::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -132,7 +132,9 @@ impl IoapicPort {
         let mut newest = None;
         for pin in state.chip.in_service() {
             let Some(message) = state.chip.programmed(pin) else { continue };
-            let Ok(remap::Translation { interrupt, .. }) = translation.translate(&message) else { continue };
+            let Ok(Translation { target: Target::Interrupt(interrupt), .. }) = translation.translate(&message) else {
+                continue;
+            };
             if state.parks(pin, &interrupt) {
                 newest = newest.max(Some(self.core.table.put(self.gsi(pin), interrupt)));
                 state.pins[usize::from(pin)].parking = Parking::Parked(interrupt);
@@ -155,10 +157,10 @@ impl IoapicPort {
             return;
         }
         if session.state.storms(pin) {
-            Counters::count(&self.core.counters.brakes);
             if self.put_off(session, pin) {
-                return;
+                return Counters::count(&self.core.counters.brakes);
             }
+            // There is no thread to wait for it.
             session = self.enter();
         }
         self.attempt(session, pin);
@@ -227,15 +229,16 @@ impl IoapicPort {
         ended
     }
 
-    /// The pins that have something to send and a translation for it: what was blocked before an invalidation and is not any
-    /// more. A pin without one is left alone, so that no fault is recorded for a message that was not sent.
-    pub(crate) fn recovered(&self) -> PinSet {
-        if matches!(self.core.translation, Translation::Fixed(_)) {
+    /// The pins that have something to send and a translation for it that is one of `entries`: what was blocked before an
+    /// invalidation and is not any more. A pin without one is left alone, so that no fault is recorded for a message
+    /// that was not sent.
+    pub(crate) fn recovered(&self, entries: &Entries) -> PinSet {
+        if self.core.translation.is_fixed() {
             return PinSet::EMPTY;
         }
         let Session { translation, state } = self.enter();
-        let sends = |&pin: &u8| state.chip.due(pin).is_some_and(|message| translation.translate(&message).is_ok());
-        (0..state.chip.pins() as u8).filter(sends).collect()
+        let sends = |message| translation.translate(&message).is_ok_and(|now| entries.covers(now.cookie));
+        (0..state.chip.pins() as u8).filter(|&pin| state.chip.due(pin).is_some_and(sends)).collect()
     }
 
     pub(crate) fn save(&self) -> crate::chip::ioapic::IoapicState {
@@ -266,9 +269,14 @@ impl IoapicPort {
     fn attempt<'a>(self: &'a Arc<Self>, mut session: Session<'a>, pin: u8) {
         while let Some(message) = session.state.chip.due(pin) {
             let interrupt = match session.translation.translate(&message) {
-                Ok(translation) => translation.interrupt,
+                Ok(Translation { target: Target::Interrupt(interrupt), .. }) => interrupt,
+                // Who waits for it is called with no lock held, and a pin's line is.
+                Ok(Translation { target: Target::Event(_), .. }) => {
+                    Counters::count(&self.core.counters.dropped);
+                    return session.state.delivered(pin, Acceptance::Refused);
+                }
                 Err(why) => {
-                    self.core.refused(&message, why);
+                    self.core.refused(&*session.translation, &message, why);
                     return session.state.delivered(pin, Acceptance::Refused);
                 }
             };

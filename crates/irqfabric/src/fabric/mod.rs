@@ -8,7 +8,18 @@
 //! Locks are taken in one order: line → translation (shared) → chip or vector → GSI table. The PIC's is a leaf. A chip's and a vector's lock
 //! is held across the one system call that delivers, which is what makes "nothing stale" true; none but the line's is
 //! held across a table commit.
+//!
+//! A line's lock is held across its pins' [`set`](crate::line::Pin::set), so that two sources cannot overtake each other, and across the whole end of an
+//! interrupt: its resampling sources are lowered, the chip is told what is left and forgets what was in service, what still stands is
+//! delivered again. Nobody can raise and be delivered in the middle of that and be lowered by an end that is older. Whom it
+//! concerns is told afterwards: callbacks run with no lock held, of a resampling source as of any other. A trigger that the
+//! dispatcher reads has a lock of its own, taken before its line's, so that a pair that was dropped raises nothing any more.
+//!
+//! The dispatcher is one thread. It waits for eventfds (of cold vectors, of triggers, of the ends that a hypervisor's own chips
+//! report) and for deadlines (promotion, the storm brake, a commit that failed); nothing else in the fabric has a timer.
 
+#[cfg(feature = "vm-device")]
+mod bus;
 mod core;
 #[cfg(not(loom))]
 mod dispatcher;
@@ -26,6 +37,7 @@ mod resample;
 mod routes;
 mod translation;
 mod vector;
+mod vtd;
 
 pub use msi::{MsiVector, MsiVectors, Program, VectorIndexError, VectorState};
 pub use pic::{PendingExternal, PicSnapshot};
@@ -39,10 +51,11 @@ use crate::chip::pic::{self as pic_chip, Pic};
 use crate::hv::{Ends, HvError, Hypervisor, OpaqueTarget, Vcpu};
 use crate::line::{Acknowledged, EdgeSource, Line, Pin};
 use crate::memory::Memory;
-use crate::msg::{DestinationFormat, RequesterId};
-use crate::remap::{Entries, Remapper};
+use crate::msg::RequesterId;
+use crate::remap::vtd::{Faults, FaultsState, Vtd, VtdState, WINDOW_SIZE as VTD_WINDOW_SIZE};
+use crate::remap::{Entries, Remapper, Untranslated};
 use crate::route::{Cost, GsiTable};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::Mutex;
 use core::{CookieIndex, Core, Counters};
 use ioapic::{IoapicPin, IoapicPort};
 use pic::{InputSet, Kick, PicPort};
@@ -51,6 +64,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use translation::Translation;
+use vtd::VtdPort;
 
 /// Where the first IOAPIC of a PC is; the second and further ones follow at 4 KiB steps.
 pub const IOAPIC_ADDRESS: u64 = 0xfec0_0000;
@@ -95,6 +109,12 @@ struct Inner {
     ends: Ends,
     /// The lines by GSI: those of the hypervisor's own chip, or of our IOAPICs' pins, one chip's after the other's.
     lines: Box<[Line]>,
+    vtd: Option<PlacedVtd>,
+}
+
+struct PlacedVtd {
+    address: u64,
+    port: Arc<VtdPort>,
 }
 
 struct PlacedIoapic {
@@ -110,14 +130,14 @@ pub struct FabricBuilder {
     ioapics: Vec<(u64, Ioapic)>,
     pic: Option<(Pic, Vec<PendingExternal>)>,
     kick: Option<Kick>,
-    memory: Option<Box<dyn Memory>>,
+    memory: Option<Arc<dyn Memory>>,
     remapping: Remapping,
     promotion: Promotion,
 }
 
 enum Remapping {
-    Absent(DestinationFormat),
-    Present(Box<dyn Remapper>),
+    Remapper(Box<dyn Remapper>),
+    Vtd(u64, Box<(Vtd, Faults)>),
 }
 
 /// A GSI that the machine does not have.
@@ -153,9 +173,12 @@ pub enum BuildError {
     /// The hypervisor refused.
     #[error(transparent)]
     Hypervisor(#[from] HvError),
-    /// Two IOAPICs answer to the same addresses.
-    #[error("the IOAPICs at {0:#x} and {1:#x} overlap: each takes {WINDOW_SIZE:#x} bytes")]
+    /// Two chips answer to the same addresses.
+    #[error("the registers at {0:#x} and {1:#x} overlap: an IOAPIC takes {WINDOW_SIZE:#x} bytes, a VT-d unit a page")]
     Overlap(u64, u64),
+    /// A VT-d unit without the memory that its tables are in.
+    #[error("a VT-d unit needs the guest's memory: FabricBuilder::memory")]
+    NoMemory,
     /// A PIC, and nobody who gets a vCPU out of the guest for it.
     #[error("a PIC needs a kick: its interrupts are taken by a vCPU that is out of the guest")]
     NoKick,
@@ -173,7 +196,7 @@ impl Fabric {
             pic: None,
             kick: None,
             memory: None,
-            remapping: Remapping::Absent(DestinationFormat::default()),
+            remapping: Remapping::Remapper(Box::new(Untranslated)),
             promotion: Promotion::default(),
         }
     }
@@ -198,7 +221,10 @@ impl Fabric {
     }
 
     /// A pair of eventfds that are a [resampling source](Line::resampling_source) of a GSI's line: what VFIO and vhost take for a level
-    /// interrupt. The name is for reports only.
+    /// interrupt. The name is for reports, in which there is nothing of a pair that a hypervisor's own chips take.
+    ///
+    /// With IOAPICs of ours the fabric's thread reads `trigger` and raises the line: about as long as a wake-up, a read and the
+    /// delivery take. In a hypervisor's own chips nothing of ours is on the way.
     ///
     /// ```
     /// # use irqfabric::{chip::ioapic::Ioapic, fabric::Fabric, hv::Sim};
@@ -223,28 +249,36 @@ impl Fabric {
 
     /// The guest reads. Returns whether the address is one of ours; if not, `data` is left alone.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) -> bool {
-        let found = self.0.ioapic_at(address);
-        if let Some((ioapic, offset)) = found {
+        if let Some((ioapic, offset)) = self.0.ioapic_at(address) {
             ioapic.port.read(offset, data);
+        } else if let Some((vtd, offset)) = self.0.vtd_at(address) {
+            vtd.read(offset, data);
+        } else {
+            return false;
         }
-        found.is_some()
+        true
     }
 
     /// The guest writes. Returns whether the address is one of ours.
     ///
     /// On return no delivery uses what the write replaced. A write that makes a pin deliver costs that system call, and
-    /// for a level pin whose message is new a table commit; any other write costs none.
+    /// for a level pin whose message is new a table commit; any other write to an IOAPIC costs none. A write to a VT-d unit
+    /// performs what it asks for, as [`invalidate`](Self::invalidate) does, or the first part of it.
     pub fn mmio_write(&self, address: u64, data: &[u8]) -> bool {
-        let found = self.0.ioapic_at(address);
-        if let Some((ioapic, offset)) = found {
+        if let Some((ioapic, offset)) = self.0.ioapic_at(address) {
             match ioapic.port.write(offset, data) {
                 Written::EndOfInterrupt(vector) => self.0.end_of_interrupt(ioapic, vector),
                 Written::Entry { pin, ended: true } => self.0.line_of(ioapic, pin).end_of_interrupt(|_| true),
                 Written::Entry { .. } | Written::Nothing => {}
             }
             self.0.ring();
+        } else if let Some((vtd, offset)) = self.0.vtd_at(address) {
+            vtd.write(offset, data, &self.0);
+            self.0.ring();
+        } else {
+            return false;
         }
-        found.is_some()
+        true
     }
 
     /// The guest reads from a port. Returns whether it is one of ours; if not, `data` is left alone.
@@ -289,12 +323,7 @@ impl Fabric {
     ///
     /// Hold no lock that the [`Remapper`] takes to translate: this waits for those who translate.
     pub fn invalidate(&self, entries: &Entries) {
-        promotion::invalidate(&self.0.core, entries);
-        for ioapic in &self.0.ioapics {
-            for pin in ioapic.port.recovered() {
-                self.0.line_of(ioapic, pin).drive_again();
-            }
-        }
+        self.0.invalidate(entries);
     }
 
     // A vCPU's thread.
@@ -337,6 +366,14 @@ impl Fabric {
     /// more entry each.
     pub fn pic(&self) -> Option<PicSnapshot> {
         self.0.core.pic.as_ref().map(|pic| pic.save())
+    }
+
+    /// The VT-d unit, if there is one: where the guest finds it, its registers and its faults. Stop the vCPUs first; this waits
+    /// until what they have asked for is done.
+    pub fn vtd(&self) -> Option<(u64, VtdState, FaultsState)> {
+        let PlacedVtd { address, port } = self.0.vtd.as_ref()?;
+        let (registers, faults) = port.save();
+        Some((*address, registers, faults))
     }
 
     /// What has happened so far.
@@ -406,23 +443,25 @@ impl FabricBuilder {
         self
     }
 
-    /// The guest's memory: messages whose address is not in the interrupt window are written there. Without it
-    /// they are dropped and counted.
+    /// The guest's memory: messages whose address is not in the interrupt window are written there, and a VT-d unit has its
+    /// tables and its queue there. Without it such messages are dropped and counted.
     pub fn memory(mut self, memory: impl Memory + 'static) -> Self {
-        self.memory = Some(Box::new(memory));
+        self.memory = Some(Arc::new(memory));
         self
     }
 
-    /// How destinations in messages are read. For [`DestinationFormat::Fifteen`] the VMM also tells the guest, by
-    /// KVM_FEATURE_MSI_EXT_DEST_ID.
-    pub fn destinations(mut self, destinations: DestinationFormat) -> Self {
-        self.remapping = Remapping::Absent(destinations);
-        self
-    }
-
-    /// Messages go through `remapper`. The VMM passes the guest's invalidations on to [`Fabric::invalidate`].
+    /// Messages go through `remapper`. The VMM passes the guest's invalidations on to [`Fabric::invalidate`]. There is one
+    /// remapper, and the last call counts.
     pub fn remapper(mut self, remapper: impl Remapper + 'static) -> Self {
-        self.remapping = Remapping::Present(Box::new(remapper));
+        self.remapping = Remapping::Remapper(Box::new(remapper));
+        self
+    }
+
+    /// Messages go through a VT-d unit whose register page is at `address`; the guest's invalidations come in there. For a
+    /// machine that was saved, the guest's memory must be what it was: what the guest had asked for is done by
+    /// [`build`](Self::build).
+    pub fn vtd(mut self, address: u64, registers: Vtd, faults: Faults) -> Self {
+        self.remapping = Remapping::Vtd(address, Box::new((registers, faults)));
         self
     }
 
@@ -435,9 +474,22 @@ impl FabricBuilder {
     /// Sets the virtual machine up, before its first vCPU is made: on KVM this enables the split irqchip.
     pub fn build(self) -> Result<Fabric, BuildError> {
         let Self { hypervisor, ioapics, pic, kick, memory, remapping, promotion } = self;
-        if let Some((one, other)) = overlap(&ioapics) {
+        let mut windows: Vec<_> = ioapics.iter().map(|(address, _)| (*address, WINDOW_SIZE)).collect();
+        if let Remapping::Vtd(address, _) = remapping {
+            windows.push((address, VTD_WINDOW_SIZE));
+        }
+        if let Some((one, other)) = overlap(windows) {
             return Err(BuildError::Overlap(one, other));
         }
+        let (remapper, vtd): (Box<dyn Remapper>, _) = match remapping {
+            Remapping::Remapper(remapper) => (remapper, None),
+            Remapping::Vtd(address, unit) => {
+                let (registers, faults) = *unit;
+                let memory = memory.clone().ok_or(BuildError::NoMemory)?;
+                let port = Arc::new(VtdPort::new(registers, faults, memory));
+                (Box::new(port.clone()), Some(PlacedVtd { address, port }))
+            }
+        };
         let pins: usize = ioapics.iter().map(|(_, chip)| chip.pins()).sum();
         let capacity = hypervisor.start(u32::try_from(pins).unwrap_or(u32::MAX))?;
         let foreign = hypervisor.pins();
@@ -447,10 +499,8 @@ impl FabricBuilder {
             (Some((chip, pending)), Some(kick)) => Some(Arc::new(PicPort::new(chip, pending, kick))),
             (None, _) => None,
         };
-        let (translation, cookies) = match remapping {
-            Remapping::Absent(destinations) => (Translation::Fixed(destinations), CookieIndex::unused()),
-            Remapping::Present(remapper) => (Translation::Remapped(RwLock::new(remapper)), CookieIndex::new()),
-        };
+        let translation = Translation::new(remapper);
+        let cookies = if translation.is_fixed() { CookieIndex::unused() } else { CookieIndex::new() };
         let core = Arc::new(Core {
             hypervisor,
             memory,
@@ -492,7 +542,12 @@ impl FabricBuilder {
         if let Some(since) = restored {
             core.table.publish(since, &*core.hypervisor)?;
         }
-        Ok(Fabric(Arc::new(Inner { core, ioapics: placed.into(), ends: capacity.ends, lines: lines.into() })))
+        let inner = Inner { core, ioapics: placed.into(), ends: capacity.ends, lines: lines.into(), vtd };
+        let inner = Arc::new(inner);
+        if let Some(vtd) = &inner.vtd {
+            vtd.port.run(&inner);
+        }
+        Ok(Fabric(inner))
     }
 }
 
@@ -520,6 +575,22 @@ impl Inner {
         })
     }
 
+    fn vtd_at(&self, address: u64) -> Option<(&VtdPort, u64)> {
+        let PlacedVtd { address: start, port } = self.vtd.as_ref()?;
+        let offset = address.checked_sub(*start)?;
+        (offset < VTD_WINDOW_SIZE).then_some((port, offset))
+    }
+
+    /// See [`Fabric::invalidate`].
+    fn invalidate(&self, entries: &Entries) {
+        promotion::invalidate(&self.core, entries);
+        for ioapic in &self.ioapics {
+            for pin in ioapic.port.recovered(entries) {
+                self.line_of(ioapic, pin).drive_again();
+            }
+        }
+    }
+
     fn line(&self, gsi: u32) -> Result<&Line, GsiError> {
         self.lines.get(gsi as usize).ok_or(match self.lines.len().checked_sub(1) {
             Some(last) => GsiError::OutOfRange { gsi, last: last as u32 },
@@ -544,11 +615,11 @@ impl Inner {
     }
 }
 
-fn overlap(ioapics: &[(u64, Ioapic)]) -> Option<(u64, u64)> {
-    let mut addresses: Vec<_> = ioapics.iter().map(|(address, _)| *address).collect();
-    addresses.sort_unstable();
-    addresses.windows(2).find_map(|pair| match *pair {
-        [one, other] if other - one < WINDOW_SIZE => Some((one, other)),
+/// Two windows, each of an address and a size, that have an address in common.
+fn overlap(mut windows: Vec<(u64, u64)>) -> Option<(u64, u64)> {
+    windows.sort_unstable();
+    windows.windows(2).find_map(|pair| match *pair {
+        [(one, size), (other, _)] if other - one < size => Some((one, other)),
         _ => None,
     })
 }

@@ -31,7 +31,7 @@ use crate::chip::ioapic::Ioapic;
 use crate::hv::{Capacity, HvError, Hypervisor, Route, Target};
 use crate::line::LineSource;
 use crate::msg::{Acceptance, Interrupt, Masking, Message, RequesterId, Trigger};
-use crate::remap::{Cookie, Entries, Refusal, Remapper, Translation};
+use crate::remap::{self, Cookie, Entries, Fault, Refusal, Remapper, Translation};
 use crate::route::Event;
 use crate::sync::EventFd;
 use crate::sync::kernel::{Kernel, Seen, What, Worker};
@@ -107,11 +107,11 @@ struct Remapping(Irtes);
 impl Remapper for Remapping {
     fn translate(&self, message: &Message) -> Result<Translation, Refusal> {
         let index = message.data as u8;
-        let what = *self.0.lock().get(&index).ok_or(Refusal::Blocked(0x22))?;
+        let what = *self.0.lock().get(&index).ok_or(Refusal::Blocked(Fault { reason: 0x22, ..Fault::default() }))?;
         let trigger = if message.data & 1 << 15 == 0 { Trigger::Edge } else { Trigger::Level };
         let interrupt =
             Interrupt { destination: u32::from(what >> 8), vector: what as u8, trigger, ..Interrupt::default() };
-        Ok(Translation { interrupt, cookie: Some(Cookie(index.into())) })
+        Ok(Translation { target: remap::Target::Interrupt(interrupt), cookie: Some(Cookie(index.into())) })
     }
 }
 

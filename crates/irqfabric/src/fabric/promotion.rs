@@ -210,7 +210,7 @@ pub(super) fn invalidate(core: &Arc<Core>, entries: &Entries) {
     let Covered { vectors, dropping } = core.cookies.covered(entries);
     let left: Vec<_> = vectors
         .iter()
-        .map(|vector| (vector, vector.invalidate(&**remapper)))
+        .map(|vector| (vector, vector.invalidate(&*remapper)))
         .filter(|(_, reroute)| *reroute != Reroute::No)
         .collect();
     // Nobody translates by the old entries any more; the vectors are dropped, if we are their last, without the lock.

@@ -17,7 +17,7 @@ use super::core::Core;
 use super::dispatcher::{Listen, Token};
 use super::vector::Vector;
 use crate::hv::HvError;
-use crate::line::{Line, LineSource, Resampler, WeakLine};
+use crate::line::{Level, Line, LineSource, Resampler, WeakLine};
 use crate::sync::{EventFd, Mutex};
 use std::fmt;
 use std::io;
@@ -98,6 +98,22 @@ impl LineEventfds {
     pub fn resample(&self) -> &EventFd {
         &self.resample
     }
+
+    /// Whether it holds the line: what a snapshot keeps, taken with the device stopped. An event of `trigger` that the dispatcher
+    /// has not come to yet counts. What is bound to a hypervisor's own chips is part of their state, and low here.
+    pub fn level(&self) -> Level {
+        match &self.taker {
+            Taker::Dispatcher(trigger, _) => trigger.with_source(LineSource::level).unwrap_or_default(),
+            Taker::Hypervisor(..) => Level::Low,
+        }
+    }
+
+    /// Sets the [`level`](Self::level) that a snapshot says, as [`LineSource::restore`] does.
+    pub fn restore(&self, level: Level) {
+        if let Taker::Dispatcher(trigger, _) = &self.taker {
+            trigger.with_source(|source| source.restore(level));
+        }
+    }
 }
 
 impl Drop for LineEventfds {
@@ -120,24 +136,33 @@ impl Drop for LineEventfds {
     }
 }
 
-impl Listen for Trigger {
-    fn readable(self: Arc<Self>) -> Option<Arc<Vector>> {
-        if self.eventfd.read().is_ok()
-            && let Some(source) = &*self.source.lock()
-        {
+impl Trigger {
+    /// Up to date with the eventfd.
+    fn with_source<R>(&self, act: impl FnOnce(&LineSource) -> R) -> Option<R> {
+        let source = self.source.lock();
+        let source = source.as_ref()?;
+        if self.eventfd.read().is_ok() {
             source.raise();
         }
+        Some(act(source))
+    }
+}
+
+impl Listen for Trigger {
+    fn readable(self: Arc<Self>) -> Option<Arc<Vector>> {
+        self.with_source(|_| ());
         None
     }
 }
 
 impl fmt::Debug for LineEventfds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let level = match &self.taker {
-            Taker::Dispatcher(trigger, _) => trigger.source.lock().as_ref().map(LineSource::level),
-            Taker::Hypervisor(..) => None,
+        // Not its level: to look is to take what the trigger holds.
+        let taker = match self.taker {
+            Taker::Dispatcher(..) => "dispatcher",
+            Taker::Hypervisor(..) => "hypervisor",
         };
-        f.debug_struct("LineEventfds").field("level", &level).finish_non_exhaustive()
+        f.debug_struct("LineEventfds").field("taker", &taker).finish_non_exhaustive()
     }
 }
 

@@ -7,9 +7,10 @@
 use super::core::{Core, Counters};
 use super::dispatcher::{Listen, Token};
 use super::report::VectorStats;
+use super::translation::Translating;
 use crate::hv::HvError;
 use crate::msg::{Acceptance, Interrupt, Masking, Message};
-use crate::remap::{Cookie, Refusal, Remapper};
+use crate::remap::{Cookie, Refusal, Remapper, Target};
 use crate::route::{Action, Event, Gsi, Listener, Since};
 use crate::sync::{EventFd, Mutex, MutexGuard, Stopwatch};
 use smallvec::SmallVec;
@@ -42,7 +43,7 @@ pub(super) struct State {
     pending: bool,
     // What is known about it.
     /// What `message` came out as when it was last translated. A failure is never kept.
-    translated: Option<Interrupt>,
+    translated: Option<Target>,
     cookie: Option<Cookie>,
     // Who listens.
     listener: Listener,
@@ -105,12 +106,12 @@ impl Vector {
     pub(super) fn signal(self: &Arc<Self>) {
         let mut state = self.state.lock();
         state.stats.signalled += 1;
-        drop(self.send(state));
+        drop(self.send(state, None));
     }
 
     /// The dispatcher saw the eventfd readable.
     pub(super) fn on_eventfd(self: &Arc<Self>) -> Wish {
-        let mut state = self.state.lock();
+        let (mut state, remapper) = self.lock_to_send();
         if !self.drain(&state) {
             return Wish::Nothing;
         }
@@ -122,45 +123,81 @@ impl Vector {
             state.muted = true;
             self.listen(false);
         }
-        let mut state = self.send(state);
+        let mut state = self.send(state, remapper);
         let worth = if self.core.table.is_full() { WORTH_AN_EVICTION } else { WORTH_A_ROUTE };
         let wishes = self.core.promotes.load(Relaxed)
             && state.listener == Listener::Cold
             && state.masking == Masking::Unmasked
-            && state.translated.is_some()
+            && state.interrupt().is_some()
             && state.fired >= worth
             && !state.candidate;
         state.candidate |= wishes;
         if wishes { Wish::Route } else { Wish::Nothing }
     }
 
+    /// For taking an event out of the eventfd and sending it: the translation's lock as well, if the message must be
+    /// translated. It would have to be let go for it, and the event be neither in the eventfd nor sent.
+    fn lock_to_send(&self) -> (MutexGuard<'_, State>, Option<Translating<'_>>) {
+        let state = self.state.lock();
+        if state.interrupt().is_some() {
+            return (state, None);
+        }
+        drop(state);
+        let remapper = self.core.translation.read();
+        (self.state.lock(), Some(remapper))
+    }
+
     /// Sends the message, keeps it pending or drops it. One system call at the most.
     ///
     /// Inlined: behind a system call the processor predicts no return, and each one costs as much as a lock.
     #[inline(always)]
-    fn send<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn send<'a>(
+        self: &'a Arc<Self>,
+        mut state: MutexGuard<'a, State>,
+        remapper: Option<Translating<'a>>,
+    ) -> MutexGuard<'a, State> {
         if state.sends(&self.core).is_none() {
             return state;
         }
-        if let Some(interrupt) = state.translated {
+        if let Some(Target::Interrupt(interrupt)) = state.translated {
             state.deliver(&self.core, &interrupt);
             return state;
         }
-        self.translate_and_send(state)
+        self.translate_and_send(state, remapper)
     }
 
     #[cold]
-    fn translate_and_send<'a>(self: &'a Arc<Self>, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        // The order of locks: translation before any vector's. In between, anything may have changed.
-        drop(state);
-        let remapper = self.core.translation.read();
-        let mut state = self.state.lock();
+    fn translate_and_send<'a>(
+        self: &'a Arc<Self>,
+        state: MutexGuard<'a, State>,
+        remapper: Option<Translating<'a>>,
+    ) -> MutexGuard<'a, State> {
+        let (mut state, remapper) = match remapper {
+            Some(remapper) => (state, remapper),
+            None => {
+                // The order of locks: translation before any vector's. In between, anything may have changed.
+                drop(state);
+                let remapper = self.core.translation.read();
+                (self.state.lock(), remapper)
+            }
+        };
         let Some(message) = state.sends(&self.core) else { return state };
-        match self.translate(&mut state, &message, &*remapper) {
-            Ok(interrupt) => state.deliver(&self.core, &interrupt),
-            Err(why) => self.core.refused(&message, why),
-        }
-        state
+        let event = match self.translate(&mut state, &message, &*remapper) {
+            Ok(Target::Interrupt(interrupt)) => {
+                state.deliver(&self.core, &interrupt);
+                return state;
+            }
+            Err(why) => {
+                self.core.refused(&*remapper, &message, why);
+                return state;
+            }
+            Ok(Target::Event(event)) => event,
+        };
+        state.stats.delivered += 1;
+        drop(state);
+        drop(remapper);
+        self.core.translation.remapper().raise(event);
+        self.state.lock()
     }
 
     /// The present message's translation, from the cache or into it.
@@ -169,22 +206,22 @@ impl Vector {
         state: &mut State,
         message: &Message,
         remapper: &dyn Remapper,
-    ) -> Result<Interrupt, Refusal> {
-        if let Some(interrupt) = state.translated {
-            return Ok(interrupt);
+    ) -> Result<Target, Refusal> {
+        if let Some(target) = state.translated {
+            return Ok(target);
         }
         let translation = remapper.translate(message)?;
-        state.translated = Some(translation.interrupt);
+        state.translated = Some(translation.target);
         state.cookie = translation.cookie;
         // Mostly it comes from the same entry as before, and the index is one for all vectors.
         let indexed = state.route.as_ref().is_some_and(|route| route.leftover.contains(&translation.cookie));
         if !indexed {
             self.core.cookies.cached(translation.cookie, self);
         }
-        Ok(translation.interrupt)
+        Ok(translation.target)
     }
 
-    fn forget(&self, state: &mut State) -> Option<Interrupt> {
+    fn forget(&self, state: &mut State) -> Option<Target> {
         let before = state.translated.take();
         if before.is_some() {
             let cookie = state.cookie.take();
@@ -249,11 +286,11 @@ impl Vector {
         }
         let Some(message) = state.message() else { return Reroute::Detach };
         match self.translate(state, &message, remapper) {
-            Ok(interrupt) if settled && Some(interrupt) == before => {
+            Ok(target) if settled && Some(target) == before => {
                 self.settle(state);
                 Reroute::No
             }
-            Ok(interrupt) if state.listener == Listener::Hot => match &mut state.route {
+            Ok(Target::Interrupt(interrupt)) if state.listener == Listener::Hot => match &mut state.route {
                 Some(route) => {
                     let since = route.gsi.put(interrupt);
                     route.wanted = (interrupt, since);
@@ -261,12 +298,12 @@ impl Vector {
                 }
                 None => Reroute::No,
             },
-            Ok(_) => {
+            Ok(Target::Interrupt(_)) => {
                 self.step(state, Event::Change);
                 Reroute::No
             }
             // Detaching takes its time: not under the caller's translation lock.
-            Err(_) => Reroute::Detach,
+            Ok(Target::Event(_)) | Err(_) => Reroute::Detach,
         }
     }
 
@@ -294,7 +331,7 @@ impl Vector {
                     self.listen(true);
                 }
                 if std::mem::take(&mut state.pending) {
-                    drop(self.send(state));
+                    drop(self.send(state, None));
                 }
             }
         }
@@ -311,10 +348,10 @@ impl Vector {
 
     /// Delivers what is in the eventfd already, if it may go out: the dispatcher would have to be waited for.
     pub(super) fn flush(self: &Arc<Self>) {
-        let mut state = self.state.lock();
+        let (mut state, remapper) = self.lock_to_send();
         if state.masking == Masking::Unmasked && self.drain(&state) {
             state.stats.signalled += 1;
-            drop(self.send(state));
+            drop(self.send(state, remapper));
         }
     }
 
@@ -364,7 +401,9 @@ impl Vector {
         let mut state = self.state.lock();
         let wants = state.listener == Listener::Cold && state.masking == Masking::Unmasked;
         match state.message() {
-            Some(message) if wants => self.translate(&mut state, &message, remapper).is_ok(),
+            Some(message) if wants => {
+                matches!(self.translate(&mut state, &message, remapper), Ok(Target::Interrupt(_)))
+            }
             _ => false,
         }
     }
@@ -375,7 +414,7 @@ impl Vector {
         let mut state = self.state.lock();
         state.candidate = false;
         let wants = state.listener == Listener::Cold && state.masking == Masking::Unmasked;
-        let interrupt = state.translated.filter(|_| wants)?;
+        let interrupt = state.interrupt().filter(|_| wants)?;
         Some((interrupt, state.fired >= WORTH_AN_EVICTION))
     }
 
@@ -384,7 +423,7 @@ impl Vector {
     pub(super) fn promote(self: &Arc<Self>, interrupt: Interrupt, gsi: Gsi) -> bool {
         let mut state = self.state.lock();
         let wants = state.listener == Listener::Cold && state.masking == Masking::Unmasked;
-        if !wants || state.translated != Some(interrupt) {
+        if !wants || state.interrupt() != Some(interrupt) {
             return false;
         }
         self.core.hot.lock().insert(&gsi, self);
@@ -399,7 +438,7 @@ impl Vector {
     /// is on the way.
     pub(super) fn rerouted(&self, published: Since) {
         let mut state = self.state.lock();
-        if let (Some(interrupt), Some(route)) = (state.translated, &state.route)
+        if let (Some(interrupt), Some(route)) = (state.interrupt(), &state.route)
             && route.wanted.0 == interrupt
             && route.wanted.1 <= published
         {
@@ -520,6 +559,14 @@ pub(super) enum Reroute {
 impl State {
     fn message(&self) -> Option<Message> {
         self.programmed.then_some(self.message)
+    }
+
+    /// What a route would have to say.
+    fn interrupt(&self) -> Option<Interrupt> {
+        match self.translated {
+            Some(Target::Interrupt(interrupt)) => Some(interrupt),
+            Some(Target::Event(_)) | None => None,
+        }
     }
 
     /// The message, if it may go out. If not, the signal is kept pending, or dropped and counted.

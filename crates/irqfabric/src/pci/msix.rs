@@ -164,9 +164,13 @@ impl Msix {
 
     /// The size that `bar` needs, a power of two, for what lies in it: zero if that is nothing.
     pub fn bar_size(&self, bar: u8) -> u64 {
+        self.ranges(bar).map(|range| range.end).max().map_or(0, u64::next_power_of_two)
+    }
+
+    /// Where in `bar` the table and the PBA lie: what must come out to the VMM when the rest of the BAR does not.
+    pub fn ranges(&self, bar: u8) -> impl Iterator<Item = Range<u64>> {
         let here = [(self.table_at.bar, self.table_range()), (self.pba_at.bar, self.pba_range())];
-        let end = here.into_iter().filter(|(at, _)| *at == bar).map(|(_, range)| range.end).max();
-        end.map_or(0, u64::next_power_of_two)
+        here.into_iter().filter_map(move |(at, range)| (at == bar).then_some(range))
     }
 
     // The way in: the capability.

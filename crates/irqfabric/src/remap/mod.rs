@@ -1,13 +1,28 @@
-//! The contract to interrupt remapping: what a message becomes, and which entry said so.
+//! The contract to interrupt remapping: what a message becomes, which entry said so, and who is told if it is blocked.
 //!
 //! A remapper is asked for every message that has no cached translation. Its answer carries a [`Cookie`], the name of
 //! the entry that it came from (VT-d: the index of the interrupt remapping table entry), so that an invalidation of a
-//! range of entries touches exactly the vectors whose translation came from there. A refusal is never cached: an
+//! range of entries touches exactly the vectors and pins whose translation came from there. A refusal is never cached: an
 //! entry that becomes present without an invalidation works at the next interrupt.
+//!
+//! Messages are also translated ahead of their time, to have a route ready. So to [translate](Remapper::translate) records
+//! nothing: a fault is a message that was sent, [recorded](Remapper::record) once for each time it is blocked.
+//!
+//! | remapper | what it reads |
+//! | --- | --- |
+//! | [`Untranslated`] | destinations of 8 bits: what a fabric has unless it is told otherwise |
+//! | [`ExtDest`] | destinations of 15 bits |
+//! | [`vtd`] | Intel VT-d's table of entries; in its place by [`FabricBuilder::vtd`](crate::fabric::FabricBuilder::vtd) |
+//! | [`XenPirq`] | Xen's event channels, and for everything else whatever it is put around |
 
+mod destinations;
 pub mod vtd;
+mod xen;
 
-use crate::msg::{DestinationFormat, Interrupt, Message, NotAnInterrupt};
+pub use destinations::{ExtDest, Untranslated};
+pub use xen::XenPirq;
+
+use crate::msg::{Interrupt, Message, NotAnInterrupt};
 use std::ops::RangeInclusive;
 
 /// The entry of a remapping table that a translation came from.
@@ -17,11 +32,25 @@ pub struct Cookie(pub u32);
 /// What a message came out as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
-    /// What to deliver.
-    pub interrupt: Interrupt,
+    /// Where it goes.
+    pub target: Target,
     /// The entry that said so; `None` if no entry was asked, which only [`Entries::All`] invalidates.
     pub cookie: Option<Cookie>,
 }
+
+/// Where a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// To local APICs.
+    Interrupt(Interrupt),
+    /// Back to the remapper, which knows who waits for it: [`Remapper::raise`]. For vectors only, and no kernel's business:
+    /// it never gets an irqfd. A pin that asks for one sends nothing.
+    Event(Event),
+}
+
+/// Something that is not an interrupt, by a number of the remapper's own. Xen: a PIRQ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Event(pub u32);
 
 /// Why a message is not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,9 +58,20 @@ pub enum Refusal {
     /// It is not an interrupt at all.
     #[error(transparent)]
     NotAnInterrupt(#[from] NotAnInterrupt),
-    /// The remapper blocks it, for a reason of its own specification.
-    #[error("blocked by interrupt remapping, fault reason {0:#x}")]
-    Blocked(u8),
+    /// The remapper blocks it.
+    #[error("blocked by interrupt remapping, fault reason {:#x}", .0.reason)]
+    Blocked(Fault),
+}
+
+/// Why a remapper blocks a message, in the terms of its own specification.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fault {
+    /// The fault reason. VT-d: 0x20 to 0x26.
+    pub reason: u8,
+    /// The entry that it is about, if the message came so far.
+    pub cookie: Option<Cookie>,
+    /// Whether nobody is to be told. VT-d: the entry's fault processing disable.
+    pub silent: bool,
 }
 
 /// The entries whose translations an invalidation drops.
@@ -55,15 +95,50 @@ impl Entries {
 
 /// Turns a guest's messages into interrupts.
 ///
-/// Called with locks of the fabric held: it must not call back. It may read the guest's memory.
+/// What it translates by may change at any time. The guest's invalidation comes afterwards, and is passed on to
+/// [`Fabric::invalidate`](crate::fabric::Fabric::invalidate): until that has returned, what was cached may still be used.
 pub trait Remapper: Send + Sync {
-    /// What `message` becomes now. Asking records nothing.
+    /// What `message` becomes now. Asked in advance as well as for a delivery: it records nothing.
+    ///
+    /// Called with locks of the fabric held: it must not call back. It may read the guest's memory.
     fn translate(&self, message: &Message) -> Result<Translation, Refusal>;
+
+    /// `message` was sent, and [`translate`](Self::translate) has just blocked it for `fault`: called once for each time.
+    ///
+    /// `send` delivers the fault event's own interrupt, which is never remapped: by one system call, at once. It takes no lock
+    /// that anybody else holds while calling back, so it may be called with the fault registers locked, and should be: then nobody who has masked
+    /// the event sees one.
+    ///
+    /// Called with locks of the fabric held: it must not call back.
+    fn record(&self, _message: &Message, _fault: Fault, _send: &dyn Fn(&Interrupt)) {}
+
+    /// A message that [`translate`](Self::translate) has made this event was sent.
+    ///
+    /// Called with no lock held, on the thread of whoever signalled: an event that was on its way may come after its vector was
+    /// masked or changed. It may take long at that thread's expense, and it may call back.
+    fn raise(&self, _event: Event) {}
+
+    /// Whether a message always becomes the same: then there is nothing to invalidate, and whoever translates takes no lock.
+    /// Asked once.
+    fn is_fixed(&self) -> bool {
+        false
+    }
 }
 
-/// No remapping: a message says itself what it asks for.
-impl Remapper for DestinationFormat {
+impl<R: Remapper + ?Sized> Remapper for std::sync::Arc<R> {
     fn translate(&self, message: &Message) -> Result<Translation, Refusal> {
-        Ok(Translation { interrupt: message.decode(*self)?, cookie: None })
+        (**self).translate(message)
+    }
+
+    fn record(&self, message: &Message, fault: Fault, send: &dyn Fn(&Interrupt)) {
+        (**self).record(message, fault, send);
+    }
+
+    fn raise(&self, event: Event) {
+        (**self).raise(event);
+    }
+
+    fn is_fixed(&self) -> bool {
+        (**self).is_fixed()
     }
 }

@@ -19,14 +19,16 @@ pub(crate) struct Since(u64);
 
 #[derive(Debug)]
 pub(crate) struct GsiTable {
-    /// Held across the system call: commits follow each other. Taken before `edits`.
-    published: Mutex<Published>,
+    /// The routes of the last commit, kept for their memory, which the next one needs again. Held across the system call:
+    /// commits follow each other. Taken before `edits`.
+    published: Mutex<Vec<Route>>,
     /// Held for an edit or a copy only.
     edits: Mutex<Edits>,
-    // About the last commit: to be asked without waiting for one under way.
+    // About the commits so far: to be asked without waiting for one under way.
+    commits: AtomicU64,
     /// What a commit takes for each of its routes.
     route_cost: Cost,
-    /// How many it had.
+    /// How many the last one had.
     routes: AtomicUsize,
     /// How long it took, in nanoseconds.
     last: AtomicU64,
@@ -43,13 +45,6 @@ pub(crate) struct Gsi {
     /// It is not given back, and its route stays: see [`keep`](Self::keep).
     kept: bool,
     table: Arc<GsiTable>,
-}
-
-#[derive(Debug, Default)]
-struct Published {
-    commits: u64,
-    /// The table of the last commit: kept for its memory, which the next one needs again.
-    routes: Vec<Route>,
 }
 
 #[derive(Debug)]
@@ -115,6 +110,7 @@ impl GsiTable {
         Self {
             published: Mutex::default(),
             edits: Mutex::new(edits),
+            commits: AtomicU64::new(0),
             route_cost: Cost::from_nanos(ROUTE_COST),
             routes: AtomicUsize::new(0),
             last: AtomicU64::new(0),
@@ -169,22 +165,25 @@ impl GsiTable {
     /// Returns when the edit `since` is in force. One commit, or none if another's has covered it. On an error
     /// the table in force is the old one, and the edit will be part of the next commit.
     pub(crate) fn publish(&self, since: Since, hypervisor: &dyn Hypervisor) -> Result<(), HvError> {
-        let mut published = self.published.lock();
+        // Not behind a commit under way, which is somebody else's.
+        if self.edits.lock().published >= since {
+            return Ok(());
+        }
+        let mut routes = self.published.lock();
         let mut edits = self.edits.lock();
         if edits.published >= since {
             return Ok(());
         }
-        let newest = edits.copy(&mut published.routes);
+        let newest = edits.copy(&mut routes);
         drop(edits);
-        published.commits += 1;
+        self.commits.fetch_add(1, Relaxed);
         let start = Stopwatch::start();
-        let committed = hypervisor.commit(&published.routes);
+        let committed = hypervisor.commit(&routes);
         let took = start.elapsed();
         self.last.store(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
         committed?;
-        let routes = published.routes.len();
-        self.routes.store(routes, Relaxed);
-        self.route_cost.learn(took / (routes + FIXED_COST) as u32);
+        self.routes.store(routes.len(), Relaxed);
+        self.route_cost.learn(took / (routes.len() + FIXED_COST) as u32);
         self.edits.lock().published = newest;
         Ok(())
     }
@@ -201,7 +200,7 @@ impl GsiTable {
 
     /// How many commits there were.
     pub(crate) fn commits(&self) -> u64 {
-        self.published.lock().commits
+        self.commits.load(Relaxed)
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test crate uses its part.
 
+pub mod vtd;
+
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{Fabric, IOAPIC_ADDRESS};
 use irqfabric::hv::{Capacity, Counted, HvError, Hypervisor, Route};
@@ -9,6 +11,7 @@ use irqfabric::line::LineSource;
 use irqfabric::msg::{Acceptance, Interrupt};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
+use vmm_sys_util::eventfd::EventFd;
 
 pub const MASKED: u64 = 1 << 16;
 pub const LEVEL: u64 = 1 << 15;
@@ -68,6 +71,7 @@ pub enum Call {
 pub struct Recorder {
     state: Mutex<Recorded>,
     changed: Condvar,
+    irqfds: bool,
 }
 
 #[derive(Default)]
@@ -83,6 +87,11 @@ struct Recorded {
 impl Recorder {
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// It attaches eventfds as well, and takes none of their events.
+    pub fn with_irqfds() -> Arc<Self> {
+        Arc::new(Self { irqfds: true, ..Self::default() })
     }
 
     /// The calls since the last time.
@@ -127,7 +136,12 @@ impl Recorder {
 
 impl Hypervisor for Recorder {
     fn start(&self, _pins: u32) -> Result<Capacity, HvError> {
-        Ok(Capacity::default())
+        Ok(Capacity { gsis: if self.irqfds { 4096 } else { 0 }, ..Capacity::default() })
+    }
+
+    fn attach(&self, _gsi: u32, _eventfd: &EventFd) -> Result<(), HvError> {
+        let missing = HvError::Missing { capability: "irqfd", remedy: "this backend has none" };
+        if self.irqfds { Ok(()) } else { Err(missing) }
     }
 
     fn deliver(&self, interrupt: &Interrupt) -> Result<Acceptance, HvError> {

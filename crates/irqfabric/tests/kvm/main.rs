@@ -5,6 +5,8 @@ mod common;
 
 mod on_kvm {
     mod backend;
+    mod differential;
     mod lines;
     mod vectors;
+    mod vtd;
 }

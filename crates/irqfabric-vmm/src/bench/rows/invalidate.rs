@@ -1,4 +1,5 @@
-//! A guest invalidates the remapping entries of K of 4,000 hot vectors: they come out the same, or changed.
+//! A guest invalidates the remapping entries of K of 4,000 hot vectors: they come out the same, or changed. Ours is all that a
+//! VT-d unit does for it, from the write to the queue's tail until the guest sees that its wait is done.
 //!
 //! The floor is the cheaper of the two raw ways to stop the kernel from delivering by an old route: one commit of the
 //! whole table, or K irqfds detached, from four threads where the library would use them.
@@ -7,15 +8,14 @@
 //! as well, leave both caches and the kernel's workers in another state than they found them.
 
 use super::super::error::Error;
-use super::super::machine::{ADDRESS, FIRST, Machine};
+use super::super::machine::{FIRST, Machine};
 use super::super::measure::{Rounds, Samples, time, try_time};
 use super::super::raw::{Raw, from_entries, route_to, table};
+use super::super::vtd::Guest;
 use super::Measured;
 use irqfabric::fabric::{MsiVectors, Program, Promotion};
-use irqfabric::msg::{Interrupt, Masking, Message};
-use irqfabric::remap::{Cookie, Entries, Refusal, Remapper, Translation};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use irqfabric::msg::Masking;
+use std::cell::Cell;
 
 const HOT: usize = 4000;
 
@@ -23,50 +23,36 @@ const HOT: usize = 4000;
 const MANY: usize = 16;
 const THREADS: usize = 4;
 
-/// A remapping table: message data is the index of an entry, an entry is a vector.
-#[derive(Clone)]
-struct RemappingTable(Arc<[AtomicU8]>);
-
-impl Remapper for RemappingTable {
-    fn translate(&self, message: &Message) -> Result<Translation, Refusal> {
-        let entry = self.0.get(message.data as usize).ok_or(Refusal::Blocked(0x21))?;
-        let interrupt = Interrupt { vector: entry.load(Relaxed), ..Interrupt::default() };
-        Ok(Translation { interrupt, cookie: Some(Cookie(message.data)) })
-    }
-}
-
-impl RemappingTable {
-    fn new() -> Self {
-        Self((0..HOT).map(|_| AtomicU8::new(FIRST)).collect())
-    }
-
-    /// Its first `count` entries mean something else from now on.
-    fn change(&self, count: usize) {
-        for entry in &self.0[..count] {
-            entry.store(if entry.load(Relaxed) == FIRST { FIRST + 1 } else { FIRST }, Relaxed);
-        }
-    }
-}
-
-/// 4,000 hot vectors behind a remapper.
+/// 4,000 hot vectors behind a VT-d unit.
 struct Remapped {
     machine: Machine,
     vectors: MsiVectors,
-    entries: RemappingTable,
+    guest: Guest,
+    turn: Cell<bool>,
 }
 
 impl Remapped {
     fn new() -> Result<Self, Error> {
-        let entries = RemappingTable::new();
-        let machine = Machine::build(|builder| builder.remapper(entries.clone()).promotion(Promotion::Prefill))?;
+        let guest = Guest::new();
+        (0..HOT).for_each(|index| guest.set(index, FIRST));
+        let machine = Machine::build(|builder| guest.unit(builder).promotion(Promotion::Prefill))?;
+        guest.enable(&machine.fabric);
         let vectors = machine.vectors(HOT)?;
-        let programs: Vec<_> = (0..HOT).map(|index| Program { index, address: ADDRESS, data: index as u32 }).collect();
-        vectors.program_all(&programs)?;
-        Ok(Self { machine, vectors, entries })
+        let program = |index| Program { index, address: Guest::address(index), data: 0 };
+        vectors.program_all(&(0..HOT).map(program).collect::<Vec<_>>())?;
+        Ok(Self { machine, vectors, guest, turn: Cell::new(false) })
     }
 
+    /// The first `count` entries stand for another vector from now on.
+    fn change(&self, count: usize) {
+        self.turn.set(!self.turn.get());
+        let vector = FIRST + u8::from(self.turn.get());
+        (0..count).for_each(|index| self.guest.set(index, vector));
+    }
+
+    /// From the descriptor to the status that says that it is done.
     fn invalidate(&self, count: usize) {
-        self.machine.fabric.invalidate(&Entries::Range(Cookie(0)..=Cookie(count as u32 - 1)));
+        self.guest.invalidate(&self.machine.fabric, count.next_power_of_two().ilog2());
     }
 
     /// Those that were detached get their routes back: by the policy of this machine, when they are unmasked.
@@ -97,7 +83,7 @@ pub fn changed(rounds: Rounds, count: usize) -> Result<Measured, Error> {
     let remapped = Remapped::new()?;
     let (mut detached, mut calls) = (Vec::new(), 0);
     let mut once = || {
-        remapped.entries.change(count);
+        remapped.change(count);
         let (before, calls_before) = (remapped.machine.hypervisor.calls(), remapped.machine.system_calls());
         let took = time(|| remapped.invalidate(count));
         let detaches = remapped.machine.hypervisor.calls().detaches - before.detaches;

@@ -41,7 +41,7 @@ pub struct Measured {
     pub usual: Option<Usual>,
     /// System calls an operation of ours, the device's write to an eventfd included. Counted are the calls to the
     /// hypervisor, each for itself and what it implies: an attach a read, a wake-up of the dispatcher an epoll_wait and a
-    /// read, an eventfd its making and an epoll_ctl.
+    /// read, an eventfd its making and an epoll_ctl. `strace -c -f` of two runs, one with more rounds than the other, agrees.
     pub calls: Option<Fact>,
     pub facts: Vec<Fact>,
 }

@@ -1,6 +1,6 @@
 //! The PCI host bridge in the DSDT: which bus, which ports, which window, and where the slots' pins end.
 
-use crate::boot::disks::{Disks, PCI_PIN};
+use crate::boot::disks::{Disks, PCI_PIN, gsi_of};
 use crate::boot::layout;
 use crate::devices::pci::{LAST_PORT, PORTS};
 use acpi_tables::Aml;
@@ -18,7 +18,7 @@ pub fn host_bridge(disks: &Disks, code: &mut Vec<u8>) {
     let ports = IO::new(PORTS, PORTS, 1, (LAST_PORT - PORTS + 1) as u8);
     let (first, last) = (layout::PCI.start as u32, layout::PCI.end as u32 - 1);
     let window = AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None);
-    let routes: Vec<_> = disks.pci.iter().map(|disk| (u32::from(disk.slot) << 16 | ANY_FUNCTION, disk.gsi())).collect();
+    let routes: Vec<_> = disks.slots().map(|slot| (u32::from(slot) << 16 | ANY_FUNCTION, gsi_of(slot))).collect();
     // `_PRT` counts pins from 0, the Interrupt Pin register from 1.
     let pin = PCI_PIN.register() - 1;
     let routes: Vec<_> = routes.iter().map(|(slot, gsi)| Package::new(vec![slot, &pin, &ZERO, gsi])).collect();

@@ -16,6 +16,7 @@ pub mod command {
 
 /// Capability ids (PCI Code and ID Assignment, 2).
 pub mod capability {
+    pub const MSI: u8 = 0x05;
     pub const VENDOR: u8 = 0x09;
     pub const MSIX: u8 = 0x11;
 }

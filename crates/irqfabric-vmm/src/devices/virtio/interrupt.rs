@@ -2,11 +2,15 @@
 //! follows it.
 //!
 //! As a level, the line is high while a bit of the register is set (virtio 1.2, 4.2.2: the driver clears them by
-//! InterruptACK). As an edge, each new reason is one pulse, also while an older one is not acknowledged yet.
+//! InterruptACK). As an edge, each new reason is one pulse, also while an older one is not acknowledged yet. By eventfds,
+//! a level as another process would have it: the device triggers, and triggers again if a bit is still set when the guest has
+//! ended the interrupt.
 
+use crate::devices::pair::{Listener, Pair};
+use crate::error::Error;
 use irqfabric::line::{Level, LineSource};
 use irqfabric::msg::Trigger;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 
 /// A device's way to its driver. It is taken from any thread, and costs a system call at the most.
@@ -23,42 +27,73 @@ pub trait Interrupt: Send + Sync {
 
 /// The register and the line.
 pub struct LineInterrupt {
-    trigger: Trigger,
-    source: LineSource,
+    wire: Wire,
     /// The register. Its lock is held across the line's change: the line never disagrees with the register for longer.
-    status: Mutex<u32>,
+    status: Arc<Mutex<u32>>,
+}
+
+enum Wire {
+    Level(LineSource),
+    Edge(LineSource),
+    Eventfds { pair: Arc<Pair>, _listener: Listener },
 }
 
 impl LineInterrupt {
     /// A device's interrupt, with no reason for one yet.
     pub fn new(source: LineSource, trigger: Trigger) -> Self {
-        Self { trigger, source, status: Mutex::new(0) }
+        let wire = match trigger {
+            Trigger::Level => Wire::Level(source),
+            Trigger::Edge => Wire::Edge(source),
+        };
+        Self { wire, status: Arc::default() }
+    }
+
+    /// That of a device which has a level line by its two eventfds.
+    pub fn by_eventfds(pair: Arc<Pair>) -> Result<Self, Error> {
+        let status = Arc::<Mutex<u32>>::default();
+        let look = {
+            let status = status.clone();
+            move |pair: &Pair| {
+                let status = lock(&status);
+                if *status != 0 {
+                    pair.trigger();
+                }
+            }
+        };
+        let listener = pair.listen(look)?;
+        Ok(Self { wire: Wire::Eventfds { pair, _listener: listener }, status })
     }
 
     /// What the register reads.
     pub fn status(&self) -> u32 {
-        *self.lock()
+        *lock(&self.status)
     }
 
     /// The driver has seen these reasons.
     pub fn acknowledge(&self, reasons: u32) {
-        let mut status = self.lock();
+        let mut status = lock(&self.status);
         *status &= !reasons;
-        self.source.set(if *status == 0 || self.trigger == Trigger::Edge { Level::Low } else { Level::High });
-    }
-
-    fn raise(&self, reasons: u32) {
-        let mut status = self.lock();
-        *status |= reasons;
-        match self.trigger {
-            Trigger::Level => self.source.raise(),
-            Trigger::Edge => self.source.pulse(),
+        match &self.wire {
+            Wire::Level(source) => source.set(if *status == 0 { Level::Low } else { Level::High }),
+            Wire::Edge(source) => source.lower(),
+            // The end of the interrupt lowers it.
+            Wire::Eventfds { .. } => {}
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, u32> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    fn raise(&self, reasons: u32) {
+        let mut status = lock(&self.status);
+        *status |= reasons;
+        match &self.wire {
+            Wire::Level(source) => source.raise(),
+            Wire::Edge(source) => source.pulse(),
+            Wire::Eventfds { pair, .. } => pair.trigger(),
+        }
     }
+}
+
+fn lock(status: &Mutex<u32>) -> MutexGuard<'_, u32> {
+    status.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Interrupt for LineInterrupt {

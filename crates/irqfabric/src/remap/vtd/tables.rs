@@ -6,7 +6,7 @@ use crate::msg::{
     DeliveryMode, DestinationFormat, Interrupt, Message, MsiAddress, NotAnInterrupt, RedirectionHint, RequesterId,
     Trigger,
 };
-use crate::remap::{Cookie, Refusal, Translation};
+use crate::remap::{self, Cookie, Refusal, Target, Translation};
 
 /// What decides how messages are translated: the table's place and size, and whether it is used at all.
 ///
@@ -37,7 +37,7 @@ impl From<Refused> for Refusal {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::NotAnInterrupt(what) => Self::NotAnInterrupt(what),
-            Refused::Fault(fault) => Self::Blocked(fault.reason as u8),
+            Refused::Fault(fault) => Self::Blocked(fault.into()),
         }
     }
 }
@@ -93,6 +93,38 @@ pub enum FaultProcessing {
     Disabled,
 }
 
+impl Reason {
+    const ALL: [Self; 7] = [
+        Self::ReservedRequest,
+        Self::Index,
+        Self::NotPresent,
+        Self::Unreadable,
+        Self::ReservedEntry,
+        Self::CompatibilityFormat,
+        Self::Source,
+    ];
+}
+
+impl From<Fault> for remap::Fault {
+    fn from(fault: Fault) -> Self {
+        let Fault { reason, index, requester: _, processing } = fault;
+        let silent = processing == FaultProcessing::Disabled;
+        Self { reason: reason as u8, cookie: Some(Cookie(index.into())), silent }
+    }
+}
+
+impl Fault {
+    /// The fault that a message was blocked for, as [`Remapper::record`](remap::Remapper::record) is told of it. `None` if it
+    /// is none of this unit's.
+    pub fn of(message: &Message, fault: remap::Fault) -> Option<Self> {
+        let remap::Fault { reason, cookie, silent } = fault;
+        let reason = Reason::ALL.into_iter().find(|known| *known as u8 == reason)?;
+        let Cookie(index) = cookie?;
+        let processing = if silent { FaultProcessing::Disabled } else { FaultProcessing::Enabled };
+        Some(Self { reason, index: u16::try_from(index).ok()?, requester: message.requester, processing })
+    }
+}
+
 impl Tables {
     /// What `message` becomes now. Reads the message's entry once, and nothing else; records nothing.
     pub fn translate(&self, message: &Message, memory: &dyn Memory) -> Result<Translation, Refused> {
@@ -128,7 +160,7 @@ impl Tables {
             },
             ..blocked(reason)
         })?;
-        Ok(Translation { interrupt, cookie: Some(Cookie(index)) })
+        Ok(Translation { target: Target::Interrupt(interrupt), cookie: Some(Cookie(index)) })
     }
 
     /// How many entries the table has: 2 to 65,536.
@@ -174,7 +206,7 @@ impl Tables {
 /// A message says itself what it asks for: no remapping, or compatibility format.
 fn untranslated(message: &Message) -> Result<Translation, NotAnInterrupt> {
     let interrupt = message.decode(DestinationFormat::Eight)?;
-    Ok(Translation { interrupt, cookie: None })
+    Ok(Translation { target: Target::Interrupt(interrupt), cookie: None })
 }
 
 /// A message of remappable format (5.1.2.2): it names an entry.

@@ -6,6 +6,7 @@ use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{BuildError, Fabric};
 use irqfabric::hv::{Counted, HvError, Hypervisor, Kvm, Route};
 use irqfabric::msg::{Acceptance, DestinationFormat, DestinationMode, Interrupt, RequesterId, Trigger};
+use irqfabric::remap::ExtDest;
 use std::sync::Arc;
 
 #[test]
@@ -52,7 +53,7 @@ fn an_interrupt_for_nobody_is_refused_and_no_error() {
 fn destinations_from_256_to_32767_reach_their_vcpus() {
     let vm = vm();
     let builder = Fabric::builder(Kvm::split(vm.clone())).ioapic(Ioapic::default());
-    let fabric = builder.destinations(DestinationFormat::Fifteen).build().unwrap();
+    let fabric = builder.remapper(ExtDest).build().unwrap();
     // KVM takes ids below KVM_CAP_MAX_VCPU_ID, which is smaller than what the format can say.
     let most = open().get_max_vcpu_id() as u32 - 1;
     let vcpus = [0, 255, 256, 300, most.min(32_767)].map(|id| (id, vcpu(&vm, id)));

@@ -5,7 +5,7 @@ use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{Fabric, MsiVectors, Program, Promotion, RouteError};
 use irqfabric::hv::{Capacity, Counted, HvError, Hypervisor, Kvm, OpaqueTarget, Route};
 use irqfabric::msg::{Acceptance, Interrupt, Masking, Message, RequesterId};
-use irqfabric::remap::{Cookie, Entries, Refusal, Remapper, Translation};
+use irqfabric::remap::{Cookie, Entries, Fault, Refusal, Remapper, Target, Translation};
 use kvm_ioctls::VcpuFd;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -62,9 +62,10 @@ impl Table {
 impl Remapper for Table {
     fn translate(&self, message: &Message) -> Result<Translation, Refusal> {
         let entry = message.data as u8;
-        let vector = *self.0.lock().unwrap().get(&entry).ok_or(Refusal::Blocked(0x22))?;
+        let vector =
+            *self.0.lock().unwrap().get(&entry).ok_or(Refusal::Blocked(Fault { reason: 0x22, ..Fault::default() }))?;
         let interrupt = Interrupt { vector, ..Interrupt::default() };
-        Ok(Translation { interrupt, cookie: Some(Cookie(entry.into())) })
+        Ok(Translation { target: Target::Interrupt(interrupt), cookie: Some(Cookie(entry.into())) })
     }
 }
 

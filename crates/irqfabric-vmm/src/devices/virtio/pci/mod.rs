@@ -12,13 +12,12 @@ pub use doorbells::Doorbells;
 pub use signals::{SignalBy, Signals};
 
 use super::device::Device;
-use crate::devices::pci::{self, Bar, Header, Identity, capability, command};
+use crate::devices::pci::{self, Bar, Header, Identity, capability, command, overlap};
 use irqfabric::fabric::MsiVectors;
 use irqfabric::msg::Masking;
 use irqfabric::pci::VectorConfig;
 use irqfabric::pci::intx::STATUS_INTERRUPT;
 use irqfabric::pci::msix::{LayoutError, Msix};
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
@@ -248,14 +247,6 @@ fn body(kind: u8, offset: u64, length: u32, more: &[u8]) -> Vec<u8> {
     body.extend(length.to_le_bytes());
     body.extend(more);
     body
-}
-
-/// What an access to configuration space has in common with `size` bytes from `start` on: the offset into them, and which
-/// part of the access's data.
-fn overlap(start: u8, size: usize, offset: u8, length: usize) -> Option<(u64, Range<usize>)> {
-    let (start, offset) = (usize::from(start), usize::from(offset));
-    let (from, to) = (start.max(offset), (start + size).min(offset + length));
-    (from < to).then(|| ((from - start) as u64, from - offset..to - offset))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ mod tables;
 use super::*;
 use crate::memory::OutsideMemory;
 use crate::msg::{Interrupt, RequesterId};
-use crate::remap::{Cookie, Translation};
+use crate::remap::{Cookie, Target, Translation};
 use std::sync::Mutex;
 
 // Registers.
@@ -221,6 +221,17 @@ fn fault(reason: Reason, index: u16) -> Refused {
 
 fn silent(reason: Reason, index: u16) -> Refused {
     Fault { reason, index, requester: DEVICE, processing: FaultProcessing::Disabled }.into()
+}
+
+fn translation(interrupt: Interrupt, cookie: Option<Cookie>) -> Translation {
+    Translation { target: Target::Interrupt(interrupt), cookie }
+}
+
+fn interrupt(translation: &Translation) -> Interrupt {
+    match translation.target {
+        Target::Interrupt(interrupt) => interrupt,
+        Target::Event(event) => panic!("{event:?} of a table that has no events"),
+    }
 }
 
 fn cookies(first: u32, last: u32) -> Entries {

@@ -1,7 +1,7 @@
 use super::oracle::{self, Outcome};
 use super::*;
 use crate::msg::{DeliveryMode, DestinationMode, NotAnInterrupt, RedirectionHint, Trigger};
-use crate::remap::Refusal;
+use crate::remap::{self, Refusal};
 use proptest::prelude::*;
 
 #[test]
@@ -15,7 +15,7 @@ fn a_message_becomes_what_its_entry_says() {
         trigger: Trigger::Level,
         ..entry_interrupt()
     };
-    assert_eq!(unit.translate(&request(9)), Ok(Translation { interrupt, cookie: Some(Cookie(9)) }));
+    assert_eq!(unit.translate(&request(9)), Ok(translation(interrupt, Some(Cookie(9)))));
 }
 
 #[test]
@@ -23,7 +23,7 @@ fn while_remapping_is_off_a_message_says_itself_what_it_asks_for() {
     let unit = Unit::new();
     let message = Message { address: 0xfee0_5010, data: 0x42, requester: DEVICE };
     let interrupt = Interrupt { destination: 5, vector: 0x42, ..Interrupt::default() };
-    assert_eq!(unit.translate(&message), Ok(Translation { interrupt, cookie: None }));
+    assert_eq!(unit.translate(&message), Ok(translation(interrupt, None)));
     let reserved = Message { data: 0x342, ..message };
     assert_eq!(unit.translate(&reserved), Err(NotAnInterrupt::ReservedDeliveryMode(3).into()));
 }
@@ -43,7 +43,7 @@ fn a_32_bit_destination_needs_extended_interrupt_mode() {
     let entry = ENTRY & !(0xffff_ffff << 32) | 0x8765_4321 << 32;
     let extended = Unit::enabled(TABLE | EIME | TABLE_SIZE);
     extended.put(0, entry);
-    assert_eq!(extended.translate(&request(0)).unwrap().interrupt.destination, 0x8765_4321);
+    assert_eq!(interrupt(&extended.translate(&request(0)).unwrap()).destination, 0x8765_4321);
     let xapic = Unit::xapic();
     for bit in (32..40).chain(48..64) {
         xapic.put(0, ENTRY | 1 << bit);
@@ -66,7 +66,7 @@ fn the_index_is_the_handle_and_the_subhandle_if_there_is_one() {
     ] {
         unit.put(index, ENTRY);
         let cookie = Some(Cookie(index as u32));
-        assert_eq!(unit.translate(&message), Ok(Translation { interrupt: entry_interrupt(), cookie }));
+        assert_eq!(unit.translate(&message), Ok(translation(entry_interrupt(), cookie)));
         unit.put(index, 0);
     }
     for message in [request(0xffff), with_subhandle(0x8000, 0x7fff), with_subhandle(0xffff, 0)] {
@@ -149,11 +149,8 @@ fn fault_25_compatibility_format_unless_it_is_enabled_and_destinations_have_8_bi
         let mut unit = Unit::enabled(TABLE | eime | TABLE_SIZE);
         unit.write32(GCMD, IRE | command);
         unit.perform();
-        let expected = if passes {
-            Ok(Translation { interrupt, cookie: None })
-        } else {
-            Err(fault(Reason::CompatibilityFormat, 0))
-        };
+        let expected =
+            if passes { Ok(translation(interrupt, None)) } else { Err(fault(Reason::CompatibilityFormat, 0)) };
         assert_eq!(unit.translate(&message), expected);
     }
 }
@@ -193,14 +190,23 @@ fn an_entry_that_becomes_present_without_an_invalidation_works_at_the_next_inter
     let mut unit = Unit::xapic();
     assert_eq!(unit.fire(&request(8)), Some(fault_event()));
     unit.put(8, ENTRY);
-    assert_eq!(unit.translate(&request(8)).map(|found| found.interrupt), Ok(entry_interrupt()));
+    assert_eq!(unit.translate(&request(8)), Ok(translation(entry_interrupt(), Some(Cookie(8)))));
     unit.put(8, 0);
     assert_eq!(unit.translate(&request(8)), Err(fault(Reason::NotPresent, 8)));
 }
 
 #[test]
-fn a_refusal_carries_the_fault_reason() {
-    assert_eq!(Refusal::from(fault(Reason::Source, 1)), Refusal::Blocked(0x26));
+fn a_refusal_carries_the_whole_fault_there_and_back() {
+    let unit = Unit::xapic();
+    for (entry, processing) in [(0, FaultProcessing::Enabled), (1 << 1, FaultProcessing::Disabled)] {
+        unit.put(9, entry);
+        let Err(Refused::Fault(fault)) = unit.translate(&request(9)) else { panic!("it is not present") };
+        let Refusal::Blocked(carried) = Refusal::from(Refused::from(fault)) else { panic!("it is blocked") };
+        assert_eq!((carried.reason, carried.cookie, fault.processing), (0x22, Some(Cookie(9)), processing));
+        assert_eq!(Fault::of(&request(9), carried), Some(fault));
+    }
+    let unknown = remap::Fault { reason: 0x27, cookie: Some(Cookie(9)), silent: false };
+    assert_eq!(Fault::of(&request(9), unknown), None);
     assert_eq!(Refusal::from(Refused::from(NotAnInterrupt::Memory(1))), NotAnInterrupt::Memory(1).into());
     let text = "interrupt 3 of 00:03.0 blocked: the entry is not present";
     assert_eq!(fault(Reason::NotPresent, 3).to_string(), text);
@@ -209,15 +215,18 @@ fn a_refusal_carries_the_fault_reason() {
 /// The same as numbers.
 fn outcome(result: Result<Translation, Refused>) -> Outcome {
     match result {
-        Ok(Translation { interrupt, cookie }) => Outcome::Interrupt {
-            destination: interrupt.destination,
-            logical: interrupt.destination_mode == DestinationMode::Logical,
-            any: interrupt.redirection_hint == RedirectionHint::Any,
-            mode: interrupt.delivery_mode as u8,
-            level: interrupt.trigger == Trigger::Level,
-            vector: interrupt.vector,
-            cookie: cookie.map(|Cookie(index)| index),
-        },
+        Ok(translation) => {
+            let interrupt = interrupt(&translation);
+            Outcome::Interrupt {
+                destination: interrupt.destination,
+                logical: interrupt.destination_mode == DestinationMode::Logical,
+                any: interrupt.redirection_hint == RedirectionHint::Any,
+                mode: interrupt.delivery_mode as u8,
+                level: interrupt.trigger == Trigger::Level,
+                vector: interrupt.vector,
+                cookie: translation.cookie.map(|Cookie(index)| index),
+            }
+        }
         Err(Refused::NotAnInterrupt(NotAnInterrupt::Memory(_))) => Outcome::Memory,
         Err(Refused::NotAnInterrupt(NotAnInterrupt::ReservedDeliveryMode(_))) => Outcome::Dropped,
         Err(Refused::Fault(Fault { reason, index, requester: _, processing })) => {

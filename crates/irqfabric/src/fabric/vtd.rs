@@ -1,0 +1,155 @@
+//! A VT-d unit in its place: the guest's registers and its queue, what is in force for those who translate, and the faults.
+//!
+//! Three locks, so that no delivery waits for the guest's registers. *Registers* is held for an access, and to ask what is
+//! to be done next; *tables* to copy what is in force; *faults*, the last of all, to record one.
+//!
+//! **Who runs the queue.** Whoever writes a register performs what follows from it, unless somebody does so already: then
+//! that one finds it. Invalidations are performed with none of the three locks held, so registers can be read and written
+//! meanwhile; what the guest sees of an effect it sees when that has been performed. After [`TURN`] effects the rest is the
+//! dispatcher's, so many at a time: a guest may ask for anything, and its vCPU must come back.
+
+use super::Inner;
+use super::core::Core;
+use crate::memory::Memory;
+use crate::msg::{DestinationFormat, Interrupt, Message, NotAnInterrupt};
+use crate::remap::vtd::{self, Effect, Faults, FaultsState, Tables, Vtd, VtdState};
+use crate::remap::{Entries, Fault, Refusal, Remapper, Translation};
+use crate::sync::{Condvar, Mutex, RwLock, wait};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// How many effects are performed in one go. Each is one invalidation at the most, for as many descriptors as could be
+/// merged; Linux asks for two effects at a time.
+const TURN: usize = 16;
+
+pub(crate) struct VtdPort {
+    memory: Arc<dyn Memory>,
+    registers: Mutex<Registers>,
+    /// Somebody waits for the queue to be at rest, and it is.
+    rests: Condvar,
+    tables: RwLock<Tables>,
+    /// A leaf.
+    faults: Mutex<Faults>,
+}
+
+struct Registers {
+    vtd: Vtd,
+    /// Somebody performs effects, or is going to.
+    runs: bool,
+}
+
+impl VtdPort {
+    pub(super) fn new(vtd: Vtd, faults: Faults, memory: Arc<dyn Memory>) -> Self {
+        let tables = RwLock::new(vtd.tables());
+        let registers = Mutex::new(Registers { vtd, runs: false });
+        Self { memory, registers, rests: Condvar::new(), tables, faults: Mutex::new(faults) }
+    }
+
+    pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
+        self.registers.lock().vtd.read(&self.faults.lock(), offset, data);
+    }
+
+    pub(super) fn write(&self, offset: u64, data: &[u8], fabric: &Arc<Inner>) {
+        self.registers.lock().vtd.write(&mut self.faults.lock(), offset, data);
+        self.run(fabric);
+    }
+
+    /// Performs what is to be done, or the first of it, unless somebody does so already.
+    pub(super) fn run(&self, fabric: &Arc<Inner>) {
+        let others = std::mem::replace(&mut self.registers.lock().runs, true);
+        if !others {
+            self.go_on(fabric);
+        }
+    }
+
+    /// The state of registers and faults once the queue is at rest.
+    pub(super) fn save(&self) -> (VtdState, FaultsState) {
+        let mut registers = self.registers.lock();
+        while registers.runs {
+            registers = wait(&self.rests, registers);
+        }
+        (registers.vtd.save(), self.faults.lock().save())
+    }
+
+    /// One turn. What is left is for the dispatcher; if there cannot be one, nobody else would do it.
+    fn go_on(&self, fabric: &Arc<Inner>) {
+        while self.turn(fabric) {
+            if let Ok(dispatcher) = Core::dispatcher(&fabric.core) {
+                let fabric = Arc::downgrade(fabric);
+                return dispatcher.at(Instant::now(), move || {
+                    if let Some(fabric) = fabric.upgrade()
+                        && let Some(unit) = &fabric.vtd
+                    {
+                        unit.port.go_on(&fabric);
+                        fabric.ring();
+                    }
+                });
+            }
+        }
+    }
+
+    /// Returns whether there is more.
+    fn turn(&self, fabric: &Inner) -> bool {
+        for _ in 0..TURN {
+            let Some(effect) = self.next(&fabric.core) else { return false };
+            match effect {
+                Effect::Retranslate(tables) => {
+                    *self.tables.write() = tables;
+                    fabric.invalidate(&Entries::All);
+                }
+                Effect::Invalidate(entries) => fabric.invalidate(&entries),
+                // Performed already.
+                Effect::Write { .. } | Effect::Send(_) | Effect::Nothing => {}
+            }
+        }
+        true
+    }
+
+    /// The effect before it has been performed. What the guest is told by is performed here, before anybody can write the
+    /// registers again: nothing is written for a queue that was switched off, nor sent for an event that was masked.
+    fn next(&self, core: &Core) -> Option<Effect> {
+        let mut registers = self.registers.lock();
+        let effect = registers.vtd.next(&mut self.faults.lock(), &*self.memory);
+        match &effect {
+            Some(Effect::Write { address, data }) => self.store(*address, *data),
+            Some(Effect::Send(message)) => self.send(message, &|interrupt| {
+                let _ = core.deliver(interrupt);
+            }),
+            Some(Effect::Retranslate(_) | Effect::Invalidate(_) | Effect::Nothing) => {}
+            None => {
+                registers.runs = false;
+                self.rests.notify_all();
+            }
+        }
+        effect
+    }
+
+    /// A message of the unit's own, which is not remapped. Outside the interrupt window it is a write to memory.
+    fn send(&self, message: &Message, deliver: &dyn Fn(&Interrupt)) {
+        match message.decode(DestinationFormat::ThirtyTwo) {
+            Ok(interrupt) => deliver(&interrupt),
+            Err(NotAnInterrupt::Memory(address)) => self.store(address, message.data),
+            Err(NotAnInterrupt::ReservedDeliveryMode(_)) => {}
+        }
+    }
+
+    /// What is not memory swallows it.
+    fn store(&self, address: u64, data: u32) {
+        let _ = self.memory.write(address, &data.to_le_bytes());
+    }
+}
+
+impl Remapper for VtdPort {
+    fn translate(&self, message: &Message) -> Result<Translation, Refusal> {
+        let tables = *self.tables.read();
+        Ok(tables.translate(message, &*self.memory)?)
+    }
+
+    fn record(&self, message: &Message, fault: Fault, send: &dyn Fn(&Interrupt)) {
+        let Some(fault) = vtd::Fault::of(message, fault) else { return };
+        let mut faults = self.faults.lock();
+        if let Some(event) = faults.record(&fault) {
+            self.send(&event, send);
+        }
+    }
+}

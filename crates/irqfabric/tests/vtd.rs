@@ -1,0 +1,424 @@
+//! A VT-d unit as a device of the fabric, against a backend that remembers.
+
+mod common;
+
+use common::vtd::*;
+use common::{Call, Guest, LEVEL, REMOTE_IRR, Recorder, entry};
+use irqfabric::chip::ioapic::Ioapic;
+use irqfabric::fabric::{BuildError, Fabric, IOAPIC_ADDRESS, MsiVectors, Promotion};
+use irqfabric::hv::Target;
+use irqfabric::line::Level;
+use irqfabric::memory::Memory as _;
+use irqfabric::msg::{Interrupt, RequesterId};
+use irqfabric::remap::vtd::{Faults, Vtd};
+use std::sync::Arc;
+use std::thread;
+
+const IOAPIC: RequesterId = RequesterId::new(0xff, 0, 0);
+const DEVICE: RequesterId = RequesterId::new(0, 3, 0);
+
+fn machine_on(recorder: &Arc<Recorder>) -> Driver {
+    let ram = Ram::new();
+    let builder = Fabric::builder(recorder.clone()).ioapic(Ioapic::default().with_requester(IOAPIC));
+    let builder = builder.promotion(Promotion::Prefill).memory(ram.clone());
+    Driver::new(builder.vtd(UNIT, Vtd::default(), Faults::default()).build().unwrap(), ram)
+}
+
+fn machine() -> (Driver, Arc<Recorder>) {
+    let recorder = Recorder::new();
+    (machine_on(&recorder), recorder)
+}
+
+fn program(vectors: &MsiVectors, index: usize, irte: u16) {
+    let (address, data) = remappable(irte);
+    vectors.program(index, address, data).unwrap();
+}
+
+/// `count` hot vectors, of entries from 0 on, each to vector 0x30.
+fn hot(guest: &Driver, count: usize) -> MsiVectors {
+    let vectors = guest.fabric.msi_vectors(DEVICE, count);
+    for index in 0..count {
+        guest.set(index as u16, irte(0x30, 0));
+        vectors[index].eventfd().unwrap();
+        program(&vectors, index, index as u16);
+    }
+    assert!(vectors.iter().all(|vector| vector.is_hot()));
+    vectors
+}
+
+#[test]
+fn vectors_and_pins_get_what_their_entries_give_to_their_requester() {
+    let (guest, recorder) = machine();
+    guest.enable();
+    guest.set(3, irte(0x41, 0x12345) | only_for(DEVICE.0));
+    guest.set(4, irte(0x42, 300) | only_for(IOAPIC.0));
+    let vectors = guest.fabric.msi_vectors(DEVICE, 2);
+    program(&vectors, 0, 3);
+    program(&vectors, 1, 4);
+    vectors[0].signal();
+    let sent = Interrupt { destination: 0x12345, vector: 0x41, ..Interrupt::default() };
+    assert_eq!(recorder.take(), [Call::Deliver(sent)]);
+    guest.fabric.program(4, remappable_pin(4, 4));
+    guest.fabric.line(4).unwrap().source("serial").pulse();
+    assert_eq!(recorder.take(), [Call::Deliver(Interrupt { destination: 300, vector: 0x42, ..Interrupt::default() })]);
+    vectors[1].signal();
+    assert_eq!((recorder.take(), guest.take_faults()), (vec![], vec![(0x26, 4)]), "that is the IOAPIC's");
+}
+
+#[test]
+fn a_blocked_vector_records_one_fault_each_time_it_fires_and_none_before() {
+    let (guest, _) = machine();
+    guest.enable();
+    let vectors = guest.fabric.msi_vectors(DEVICE, 1);
+    vectors[0].eventfd().unwrap();
+    program(&vectors, 0, 7);
+    guest.invalidate(by_index(7, 0));
+    guest.invalidate(GLOBAL);
+    assert_eq!((guest.take_faults(), guest.fabric.stats().blocked), (vec![], 0));
+    for fired in 1..=20 {
+        vectors[0].signal();
+        assert_eq!((guest.take_faults(), guest.fabric.stats().blocked), (vec![(0x22, 7)], fired));
+    }
+    guest.set(7, FAULTS_SILENT);
+    vectors[0].signal();
+    assert_eq!((guest.take_faults(), guest.fabric.stats().blocked), (vec![], 21), "fault processing is disabled");
+    guest.set(7, irte(0x41, 0));
+    vectors[0].signal();
+    assert_eq!((guest.take_faults(), vectors[0].stats().delivered), (vec![], 1), "present, without an invalidation");
+}
+
+#[test]
+fn the_units_own_events_are_not_remapped() {
+    let (guest, recorder) = machine();
+    guest.enable();
+    // FEDATA, FEADDR, FEUADDR: vector 0x51 to APIC id 0x12303, a message of compatibility format.
+    for (offset, value) in [(0x3c, 0x51), (0x40, 0xfee0_3000), (0x44, 0x1_2300), (FECTL, 0)] {
+        guest.write(offset, value);
+    }
+    let vectors = guest.fabric.msi_vectors(DEVICE, 1);
+    program(&vectors, 0, 7);
+    vectors[0].signal();
+    let event = Interrupt { destination: 0x12303, vector: 0x51, ..Interrupt::default() };
+    assert_eq!(recorder.take(), [Call::Deliver(event)]);
+    vectors[0].signal();
+    assert_eq!(recorder.take(), [], "the guest has not served the first");
+    guest.take_faults();
+    // Masked, it is sent when it is unmasked.
+    guest.write(FECTL, 1 << 31);
+    vectors[0].signal();
+    assert_eq!(recorder.take(), []);
+    guest.write(FECTL, 0);
+    assert_eq!(recorder.take(), [Call::Deliver(event)]);
+    // Outside the interrupt window it is a write to memory.
+    guest.take_faults();
+    guest.write(0x40, 0x2000);
+    guest.write(0x44, 0);
+    vectors[0].signal();
+    let mut written = [0; 4];
+    guest.ram.read(0x2000, &mut written).unwrap();
+    assert_eq!((u32::from_le_bytes(written), recorder.take()), (0x51, vec![]));
+}
+
+#[test]
+fn what_was_translated_without_remapping_does_not_survive_its_switch() {
+    let (guest, recorder) = machine();
+    let vectors = guest.fabric.msi_vectors(DEVICE, 1);
+    vectors.program(0, 0xfee0_0000, 0x41).unwrap();
+    vectors[0].signal();
+    let source = guest.fabric.line(10).unwrap().source("disk");
+    guest.fabric.program(10, entry(0x42, 0) | LEVEL);
+    source.raise();
+    source.lower();
+    guest.fabric.end_of_interrupt(0x42);
+    assert_eq!(recorder.take_vectors(), [0x41, 0x42]);
+    // Linux invalidates before it sets IRE.
+    guest.prepare(true);
+    guest.invalidate(GLOBAL);
+    vectors[0].signal();
+    assert_eq!(recorder.take_vectors(), [0x41]);
+    guest.write(GCMD, QIE | IRE);
+    vectors[0].signal();
+    source.raise();
+    assert_eq!((recorder.take_vectors(), guest.take_faults()), (vec![], vec![(0x25, 0); 2]));
+    guest.write(GCMD, QIE);
+    assert_eq!(recorder.take_vectors(), [0x42], "a level that was blocked comes with the switch back");
+    vectors[0].signal();
+    assert_eq!((recorder.take_vectors(), guest.take_faults()), (vec![0x41], vec![]));
+}
+
+#[test]
+fn compatibility_format_passes_where_the_guest_says_so_and_destinations_have_eight_bits() {
+    for (extended, command, passes) in [(false, CFI, true), (false, 0, false), (true, CFI, false)] {
+        let (guest, recorder) = machine();
+        guest.prepare(extended);
+        guest.write(GCMD, QIE | IRE | command);
+        let vectors = guest.fabric.msi_vectors(DEVICE, 1);
+        vectors.program(0, 0xfee0_5000, 0x41).unwrap();
+        vectors[0].signal();
+        let faults = if passes { vec![] } else { vec![(0x25, 0)] };
+        assert_eq!((recorder.take_vectors().len(), guest.take_faults()), (usize::from(passes), faults));
+        guest.write(GCMD, QIE | IRE | (command ^ CFI));
+        vectors[0].signal();
+        let passes = !passes && !extended;
+        assert_eq!(recorder.take_vectors().len(), usize::from(passes), "a change of CFI is an invalidation");
+    }
+}
+
+#[test]
+fn another_table_is_an_invalidation_of_everything() {
+    let (guest, recorder) = machine();
+    guest.enable();
+    let vectors = guest.fabric.msi_vectors(DEVICE, 1);
+    guest.set(0x100, irte(0x41, 0));
+    guest.set(0x200, irte(0x42, 0));
+    program(&vectors, 0, 0x100);
+    vectors[0].signal();
+    guest.write64(0xb8, 0x10_1000 | 1 << 11 | 0xf);
+    vectors[0].signal();
+    assert_eq!(recorder.take_vectors(), [0x41, 0x41], "not before it is set");
+    guest.write(GCMD, QIE | IRE | SIRTP);
+    vectors[0].signal();
+    assert_eq!(recorder.take_vectors(), [0x42]);
+}
+
+/// Linux under VT-d: the entry behind a level pin is edge-triggered, and the redirection entry's vector field has the pin.
+#[test]
+fn a_level_pin_whose_entry_is_edge_parks_nothing_and_is_ended_by_the_eoi_register() {
+    let (guest, recorder) = machine();
+    guest.enable();
+    guest.set(9, irte(0x41, 0));
+    let source = guest.fabric.line(10).unwrap().source("disk");
+    guest.fabric.program(10, remappable_pin(9, 10) | LEVEL);
+    for round in 0..3 {
+        source.raise();
+        assert_eq!(guest.fabric.entry(10) & REMOTE_IRR, REMOTE_IRR);
+        guest.fabric.mmio_write(IOAPIC_ADDRESS + 0x40, &10u32.to_le_bytes());
+        source.lower();
+        guest.fabric.mmio_write(IOAPIC_ADDRESS + 0x40, &10u32.to_le_bytes());
+        // Delivered for its rise, and for standing yet at the first end.
+        let delivered = Call::Deliver(Interrupt { vector: 0x41, ..Interrupt::default() });
+        assert_eq!(recorder.take(), [delivered.clone(), delivered], "round {round}: and no commit");
+        assert_eq!(guest.fabric.entry(10) & REMOTE_IRR, 0);
+    }
+    // Moving it takes no commit either.
+    guest.set(9, irte(0x42, 1));
+    guest.invalidate(by_index(9, 0));
+    source.raise();
+    let moved = Interrupt { destination: 1, vector: 0x42, ..Interrupt::default() };
+    assert_eq!((recorder.take(), recorder.table()), (vec![Call::Deliver(moved)], vec![]));
+}
+
+#[test]
+fn a_level_pin_parks_its_route_where_the_entry_is_level_and_has_the_pins_vector() {
+    let (guest, recorder) = machine();
+    guest.enable();
+    let source = guest.fabric.line(10).unwrap().source("disk");
+    guest.fabric.program(10, remappable_pin(9, 0x41) | LEVEL);
+    guest.set(9, irte(0x42, 0) | TRIGGER_LEVEL);
+    source.raise();
+    assert_eq!(recorder.table(), [], "KVM would report the end of 0x42, which is nobody's");
+    guest.fabric.end_of_interrupt(0x41);
+    guest.set(9, irte(0x41, 0) | TRIGGER_LEVEL);
+    guest.fabric.program(10, remappable_pin(9, 0x41) | LEVEL);
+    guest.fabric.end_of_interrupt(0x41);
+    assert_eq!(recorder.table().len(), 1);
+}
+
+#[test]
+fn a_blocked_level_comes_at_the_invalidation_that_covers_it() {
+    let (guest, recorder) = machine();
+    guest.enable();
+    let source = guest.fabric.line(10).unwrap().source("disk");
+    guest.fabric.program(10, remappable_pin(9, 10) | LEVEL);
+    guest.take_faults();
+    source.raise();
+    assert_eq!((recorder.take(), guest.take_faults()), (vec![], vec![(0x22, 9)]));
+    guest.invalidate(GLOBAL);
+    assert_eq!((recorder.take(), guest.take_faults()), (vec![], vec![]), "still absent, and nothing was sent");
+    guest.set(9, irte(0x41, 0));
+    guest.invalidate(by_index(0x10, 4));
+    assert_eq!(recorder.take(), [], "that was not its entry");
+    guest.invalidate(by_index(8, 1));
+    assert_eq!((recorder.take_vectors(), guest.take_faults()), (vec![0x41], vec![]));
+}
+
+#[test]
+fn a_range_invalidation_touches_its_own_routes_only_by_one_commit() {
+    let recorder = Recorder::with_irqfds();
+    let guest = machine_on(&recorder);
+    guest.enable();
+    let _vectors = hot(&guest, 64);
+    let vector_of = |target: Target| match target {
+        Target::Interrupt(interrupt) => interrupt.vector,
+        Target::Opaque(_) => panic!("there is none"),
+    };
+    recorder.take();
+    guest.invalidate(GLOBAL);
+    assert_eq!(recorder.take(), [], "they come out the same");
+    (0..64).for_each(|index| guest.set(index, irte(0x31, 0)));
+    guest.invalidate(by_index(16, 4));
+    assert!(matches!(recorder.take()[..], [Call::Commit(_)]));
+    let vectors: Vec<_> = recorder.table().iter().map(|route| vector_of(route.target)).collect();
+    let expected: Vec<_> = (0..64).map(|index| if (16..32).contains(&index) { 0x31 } else { 0x30 }).collect();
+    assert_eq!(vectors, expected);
+}
+
+#[test]
+fn an_invalidation_is_in_force_before_its_wait_is_done_and_registers_are_free_meanwhile() {
+    let recorder = Recorder::with_irqfds();
+    let guest = machine_on(&recorder);
+    guest.enable();
+    let _vectors = hot(&guest, 1);
+    recorder.take();
+    guest.set(0, irte(0x31, 0));
+    guest.put([by_index(0, 0)]);
+    let first = guest.put_wait();
+    recorder.hold_commits(true);
+    thread::scope(|scope| {
+        scope.spawn(|| guest.submit());
+        recorder.wait_held(1);
+        // Another processor: it can see that nothing is done yet, and ask for more without waiting.
+        let head = guest.read(IQH);
+        guest.put([GLOBAL]);
+        let second = guest.put_wait();
+        guest.submit();
+        assert_eq!((guest.is_done(first), guest.is_done(second), guest.read(IQH)), (false, false, head));
+        assert_eq!(guest.read(GSTS), QIE | IRE | SIRTP);
+        recorder.hold_commits(false);
+        guest.wait_for(first);
+        assert!(matches!(recorder.take()[..], [Call::Commit(_)]), "committed before");
+        guest.wait_for(second);
+    });
+    assert_eq!(guest.read(IQH), guest.read(IQT));
+}
+
+#[test]
+fn a_full_queue_does_not_hold_a_processor() {
+    let (guest, _) = machine();
+    guest.enable();
+    // None of them can be merged with the one before it.
+    let descriptors = (0..DESCRIPTORS - 2).map(|place| by_index(if place % 2 == 0 { 0 } else { 0x100 }, 0));
+    guest.put(descriptors);
+    let wait = guest.put_wait();
+    guest.submit();
+    let read = guest.ram.descriptors_read_here();
+    assert!(read <= 64, "{read} descriptors were looked at before the processor went on");
+    guest.wait_for(wait);
+    assert_eq!(guest.read(IQH), guest.read(IQT));
+    assert_eq!(guest.ram.descriptors_read_here(), read, "the rest was the dispatcher's");
+}
+
+#[test]
+fn processors_that_invalidate_at_once_are_all_served() {
+    let recorder = Recorder::with_irqfds();
+    let guest = machine_on(&recorder);
+    guest.enable();
+    let vectors = hot(&guest, 4);
+    thread::scope(|scope| {
+        for processor in 0..4 {
+            let guest = guest.clone();
+            let vector = &vectors[usize::from(processor)];
+            scope.spawn(move || {
+                for round in 0..200 {
+                    guest.set(processor, irte(0x40 + (round & 1), 0));
+                    guest.invalidate(by_index(processor, 0));
+                    vector.signal();
+                    assert_eq!(guest.read(GSTS), QIE | IRE | SIRTP);
+                }
+            });
+        }
+    });
+    assert_eq!((guest.take_faults(), guest.fabric.stats().blocked), (vec![], 0));
+    assert_eq!(vectors.iter().map(|vector| vector.stats().delivered).sum::<u64>(), 800);
+    assert!(
+        recorder.table().iter().all(|route| route.target == Interrupt { vector: 0x41, ..Interrupt::default() }.into())
+    );
+}
+
+#[test]
+fn whatever_processors_write_at_once_the_unit_comes_back() {
+    let (guest, recorder) = machine();
+    guest.enable();
+    guest.set(3, irte(0x41, 0));
+    // Descriptors of every kind, some of them wrong.
+    guest.put((0..DESCRIPTORS).map(|place| u128::from(place) * 0x9e37_79b9_7f4a_7c15));
+    thread::scope(|scope| {
+        for processor in 0..4u32 {
+            let guest = guest.clone();
+            scope.spawn(move || {
+                for round in 0..300 {
+                    let value = (processor * 300 + round).wrapping_mul(0x9e37_79b9);
+                    let offset = [IQT, GCMD, FSTS, FECTL, 0x9c, IRTA][value as usize % 6];
+                    guest.write(offset, value);
+                    guest.read(u64::from(value >> 8 & 0xffc));
+                }
+            });
+        }
+    });
+    guest.restart_queue();
+    guest.enable();
+    let vectors = guest.fabric.msi_vectors(DEVICE, 1);
+    program(&vectors, 0, 3);
+    guest.invalidate(GLOBAL);
+    recorder.take();
+    vectors[0].signal();
+    assert_eq!(recorder.take_vectors(), [0x41]);
+}
+
+#[test]
+fn a_saved_unit_goes_on_as_it_was() {
+    let (guest, _) = machine();
+    guest.enable();
+    guest.set(3, irte(0x41, 0));
+    let vectors = guest.fabric.msi_vectors(DEVICE, 2);
+    program(&vectors, 0, 3);
+    program(&vectors, 1, 4);
+    vectors.iter().for_each(|vector| vector.signal());
+    let source = guest.fabric.line(10).unwrap().source("disk");
+    guest.fabric.program(10, remappable_pin(3, 10) | LEVEL);
+    source.raise();
+    let (address, registers, faults) = guest.fabric.vtd().unwrap();
+    let chip = guest.fabric.ioapics().next().unwrap().2;
+    let states = vectors.save();
+
+    let recorder = Recorder::new();
+    let builder = Fabric::builder(recorder.clone()).ioapic(Ioapic::restore(&chip).unwrap()).memory(guest.ram.clone());
+    let unit = (Vtd::restore(&registers).unwrap(), Faults::restore(&faults).unwrap());
+    let restored = Driver::new(builder.vtd(address, unit.0, unit.1).build().unwrap(), guest.ram.clone());
+    assert_eq!(restored.fabric.vtd(), guest.fabric.vtd());
+    assert_eq!((restored.read(GSTS), restored.take_faults()), (QIE | IRE | SIRTP, vec![(0x22, 4)]));
+    let vectors = restored.fabric.msi_vectors(DEVICE, 2);
+    vectors.restore(&states).unwrap();
+    vectors.iter().for_each(|vector| vector.signal());
+    assert_eq!((recorder.take_vectors(), restored.take_faults()), (vec![0x41], vec![(0x22, 4)]));
+    let disk = restored.fabric.line(10).unwrap().source("disk");
+    disk.restore(Level::High);
+    restored.fabric.mmio_write(IOAPIC_ADDRESS + 0x40, &10u32.to_le_bytes());
+    assert_eq!(recorder.take_vectors(), [0x41], "the level stands, and was ended");
+}
+
+/// What the guest had asked for when it was saved is done when it is restored.
+#[test]
+fn a_saved_queue_is_emptied() {
+    let (guest, _) = machine();
+    guest.enable();
+    let wait = guest.put_wait();
+    let (address, mut registers, faults) = guest.fabric.vtd().unwrap();
+    registers.queue.tail += 16;
+    let builder = Fabric::builder(Recorder::new()).memory(guest.ram.clone());
+    let unit = (Vtd::restore(&registers).unwrap(), Faults::restore(&faults).unwrap());
+    let _restored = builder.vtd(address, unit.0, unit.1).build().unwrap();
+    assert!(guest.is_done(wait));
+}
+
+#[test]
+fn a_unit_needs_memory_and_an_address_of_its_own() {
+    let builder = || Fabric::builder(Recorder::new()).ioapic(Ioapic::default());
+    let alone = builder().vtd(UNIT, Vtd::default(), Faults::default()).build().unwrap_err();
+    assert!(matches!(alone, BuildError::NoMemory), "{alone}");
+    for address in [IOAPIC_ADDRESS, IOAPIC_ADDRESS - 0xfff, IOAPIC_ADDRESS + 0xff] {
+        let unit = builder().memory(Ram::new()).vtd(address, Vtd::default(), Faults::default());
+        assert!(matches!(unit.build().unwrap_err(), BuildError::Overlap(..)), "{address:#x}");
+    }
+    assert!(builder().build().unwrap().vtd().is_none());
+}
