@@ -50,14 +50,48 @@ pub fn run() -> Scenario {
     }
 }
 
+pub fn run_with_pic() -> Scenario {
+    Scenario {
+        name: "run-pic-in-l1".into(),
+        proves: "so it does when the lines interrupt by the PIC, until the guest switches to the IOAPIC".into(),
+        limit: Duration::from_secs(90),
+        machine: Machine::L1 {
+            script: "irqfabric run --pic --count 2000 --json >/out/run.json 2>/out/stderr".into(),
+            needs: Needs::Product,
+            linux: None,
+        },
+        judge: Box::new(|evidence| {
+            judge_run(evidence)?;
+            let Report { fabric, .. } = evidence.json("run.json")?;
+            let by_pic: u64 = fabric.lines.iter().map(|line| line.acknowledged).sum();
+            ensure!(by_pic > 0, "expected interrupts by the PIC, saw none");
+            Ok(())
+        }),
+    }
+}
+
+/// The report of `irqfabric run`.
+#[derive(Deserialize)]
+struct Report {
+    outcome: String,
+    verdict: String,
+    backend: String,
+    fabric: Fabric,
+}
+
+#[derive(Deserialize)]
+struct Fabric {
+    lines: Vec<Line>,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    /// By the PIC.
+    acknowledged: u64,
+}
+
 /// The exit status is the verdict, and the report must be whole and say the same.
 fn judge_run(evidence: &Evidence) -> Result<()> {
-    #[derive(Deserialize)]
-    struct Report {
-        outcome: String,
-        verdict: String,
-        backend: String,
-    }
     evidence.l1_passed()?;
     let report: Report = evidence.json("run.json")?;
     ensure!(report.outcome == "passed" && report.backend == "kvm", "{} on {}", report.verdict, report.backend);

@@ -84,7 +84,8 @@ pub fn ours(scale: Scale) -> Vec<Scenario> {
 /// is reset before the kernel's first byte, on some hosts and in some hours in most of its starts, and nothing of ours is
 /// in it.
 pub fn all(scale: Scale) -> Vec<Scenario> {
-    let mut list = vec![l1::kvm(), linux::reference(), moves::reference(scale), l1::run(), l1::testdev()];
+    let mut list =
+        vec![l1::kvm(), linux::reference(), moves::reference(scale), l1::run(), l1::run_with_pic(), l1::testdev()];
     list.push(l1::differential(scale));
     list.extend([1, 2, 4].map(linux::boots));
     list.extend([linux::noapic(), linux::thirty_disks(), linux::same_as_kernel_irqchip(), moves::under_load(scale)]);

@@ -20,8 +20,8 @@
 //! **Later.** Two things are left to the dispatcher to try again after [`DELAY`]: a level whose route the host could not
 //! commit, and the storm brake's. A level that nobody lowers, on a pin whose entry nobody touches, comes back at each
 //! end of its interrupt, and a guest that has no handler for it does nothing else any more; after [`STORM`] of these in a row
-//! the next waits, so that the guest gets to run (KVM's own IOAPIC does the same: `arch/x86/kvm/ioapic.c`, IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT). Whatever else
-//! gives a reason to deliver meanwhile does so at once.
+//! the next waits, so that the guest gets to run. KVM's own IOAPIC does the same (`arch/x86/kvm/ioapic.c`,
+//! IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT). Whatever else gives a reason to deliver meanwhile does so at once.
 
 use super::core::{Core, Counters};
 use super::report::PinStats;
@@ -56,7 +56,7 @@ struct State {
 struct PinPort {
     parking: Parking,
     generation: u64,
-    /// Ends of interrupts since the line was last low or the entry accessed: of the line's high level, but for the first.
+    /// How often in a row the interrupt was ended with the line high, and nobody accessed the entry.
     ends: u32,
     /// When the dispatcher is to try again, if nobody has by then.
     later: Option<Instant>,

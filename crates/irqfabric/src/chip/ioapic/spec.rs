@@ -32,10 +32,10 @@ pub(super) enum Half {
 }
 
 /// The pin and half that an index names.
-pub(super) fn entry_of(index: u8) -> Option<(usize, Half)> {
+pub(super) fn entry_of(index: u8) -> Option<(u8, Half)> {
     let index = index.checked_sub(INDEX_ENTRIES)?;
     let half = if index & 1 == 0 { Half::Low } else { Half::High };
-    Some((usize::from(index / 2), half))
+    Some((index / 2, half))
 }
 
 #[bitfield(u64)]
@@ -93,7 +93,7 @@ impl RedirectionEntry {
 
     pub(super) fn half(self, half: Half) -> u32 {
         match half {
-            Half::Low => self.into_bits() as u32,
+            Half::Low => (self.into_bits() & 0xffff_ffff) as u32,
             Half::High => (self.into_bits() >> 32) as u32,
         }
     }
@@ -126,7 +126,7 @@ impl RedirectionEntry {
         Message {
             address: WINDOW_START | bits >> 48 << 4 | u64::from(self.destination_mode().into_bits()) << 2,
             // Level assert goes with level trigger, as the data sheet's bus message has it.
-            data: (bits & 0x7ff | level << 14 | level << 15) as u32,
+            data: ((bits & 0x7ff | level << 14 | level << 15) & 0xffff) as u32,
             requester,
         }
     }
