@@ -20,7 +20,7 @@
 //! | [`chip`] | IOAPIC, PIC and local APIC: register-exact state machines without I/O |
 //! | [`pci`] | MSI, MSI-X and INTx: what a guest programs of a PCI function, as state machines |
 //! | [`memory`] | the guest's memory, in two methods |
-//! | [`remap`] | the contract to interrupt remapping |
+//! | [`remap`] | interrupt remapping: its contract, and Intel VT-d, 15-bit destinations and Xen's PIRQs by it |
 //! | [`hv`] | the contracts to a hypervisor and to its vCPUs; KVM, and a simulated machine |
 //! | [`fabric`] | the parts put together for one virtual machine |
 //!

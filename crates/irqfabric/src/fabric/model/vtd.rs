@@ -159,26 +159,26 @@ fn unit(begin: Option<UnitAct>, threads: &'static [UnitAct]) {
 }
 
 #[test]
-fn unit_moves_a_vector_that_fires() {
+fn move_and_fire() {
     unit(None, &[move_by_queue, fire]);
 }
 
 #[test]
-fn unit_moves_a_vector_that_is_signalled() {
+fn move_and_signal() {
     unit(Some(cool_down), &[move_by_queue, signal]);
 }
 
 #[test]
-fn unit_moves_a_vector_while_another_processor_writes() {
+fn move_write_register_and_fire() {
     unit(None, &[move_by_queue, write_register, fire]);
 }
 
 #[test]
-fn unit_gets_another_table_while_a_vector_fires() {
+fn move_by_another_table_and_fire() {
     unit(None, &[move_by_table, fire]);
 }
 
 #[test]
-fn unit_gets_another_table_while_another_processor_writes() {
+fn move_by_another_table_write_register_and_signal() {
     unit(None, &[move_by_table, write_register, signal]);
 }
