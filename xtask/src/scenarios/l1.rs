@@ -117,6 +117,39 @@ pub fn testdev() -> Scenario {
     }
 }
 
+/// The library's tests that need KVM, here on the kernel's own: ends of interrupts come when the guest writes them. Those that
+/// set limits of open files need a program that L1 has not.
+pub fn kvm_tests() -> Scenario {
+    const WITHOUT: [&str; 4] = [
+        "differential::",
+        "four_thousand_vectors_that_fire_twice_cost_sixteen_commits_at_the_most",
+        "ten_thousand_vectors_with_eventfds_all_arrive_though_there_are_fewer_routes",
+        "without_descriptors_a_vector_is_signalled_in_process_and_the_shortage_counted",
+    ];
+    let skips = WITHOUT.map(|name| format!(" --skip {name}")).concat();
+    Scenario {
+        name: "kvm-tests".into(),
+        proves: "the library's tests on KVM pass on a stock one".into(),
+        limit: Duration::from_secs(180),
+        machine: Machine::L1 {
+            script: format!("kvm{skips} --test-threads 1 >/out/tests 2>/out/stderr"),
+            needs: Needs::KvmTests,
+            linux: None,
+        },
+        judge: Box::new(|evidence| {
+            let tests = evidence.text("tests").unwrap_or_default();
+            evidence.l1_passed().context(tests.clone())?;
+            ensure!(
+                tests.contains("test result: ok.") && tests.contains(" 0 failed"),
+                "expected no failure, saw:\n{tests}"
+            );
+            let passed = tests.lines().filter(|line| line.ends_with(" ... ok")).count();
+            ensure!(passed >= 40, "expected 40 tests at the least, saw {passed}:\n{tests}");
+            Ok(())
+        }),
+    }
+}
+
 /// Each access of the guest is a trap into two emulations: a program of 5,000 operations takes seconds here.
 pub fn differential(scale: Scale) -> Scenario {
     let seeds = if scale == Scale::Quick { 2 } else { 50 };
