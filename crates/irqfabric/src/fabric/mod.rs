@@ -5,7 +5,8 @@
 //! [`MsiVectors::program`], and [`Fabric::end_of_interrupt`]. A *vCPU's thread* calls [`Fabric::before_run`] where there is a
 //! PIC. The VMM sets up with a [`FabricBuilder`].
 //!
-//! Locks are taken in one order: line → translation (shared) → chip or vector → GSI table. The PIC's is a leaf. A chip's and a vector's lock
+//! Locks are taken in one order: line → translation (shared) → chip or vector → GSI table. The PIC's is a leaf, and so
+//! is that of a VT-d unit's faults; its registers' is held with no other but that. A chip's and a vector's lock
 //! is held across the one system call that delivers, which is what makes "nothing stale" true; none but the line's is
 //! held across a table commit.
 //!
