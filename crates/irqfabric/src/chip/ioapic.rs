@@ -237,12 +237,19 @@ impl Ioapic {
     }
 
     /// The guest writes `data` at `offset` into the chip's window.
+    #[inline]
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Written {
-        let mut bytes = [0; 4];
-        for (to, from) in bytes.iter_mut().zip(data) {
-            *to = *from;
-        }
-        let value = u32::from_le_bytes(bytes);
+        let value = match *data {
+            // As guests do; the loop would be a call of memcpy.
+            [a, b, c, d] => u32::from_le_bytes([a, b, c, d]),
+            _ => {
+                let mut bytes = [0; 4];
+                for (to, from) in bytes.iter_mut().zip(data) {
+                    *to = *from;
+                }
+                u32::from_le_bytes(bytes)
+            }
+        };
         match Register::at(offset, self.version) {
             Some(Register::Select) => self.select = (value & 0xff) as u8,
             Some(Register::Window) => return self.write_selected(value),
@@ -389,6 +396,7 @@ impl Ioapic {
         }
     }
 
+    #[inline]
     fn write_selected(&mut self, value: u32) -> Written {
         if self.select == spec::INDEX_ID {
             self.id = (value >> 24) as u8 & 0xf;

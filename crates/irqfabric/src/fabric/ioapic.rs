@@ -192,17 +192,22 @@ impl IoapicPort {
 
     /// What the write has ended, or asks to end, is the caller's to bring to the lines concerned.
     pub(crate) fn write(self: &Arc<Self>, offset: u64, data: &[u8]) -> Written {
-        let mut session = self.enter();
-        let written = session.state.chip.write(offset, data);
+        let mut state = self.state.lock();
+        let written = state.chip.write(offset, data);
         if let Written::Entry { pin, ended } = written {
-            session.state.entry_writes += 1;
-            let port = &mut session.state.pins[usize::from(pin)];
+            state.entry_writes += 1;
+            let port = &mut state.pins[usize::from(pin)];
             port.stats.ended += u64::from(ended);
             port.calm();
-            if session.state.unpark_edge(pin) {
+            if state.unpark_edge(pin) {
                 self.core.table.release(self.gsi(pin));
             }
-            self.attempt(session, pin);
+            // Mostly it has nothing to send, and needs no translation.
+            let due = state.chip.due(pin).is_some();
+            drop(state);
+            if due {
+                self.attempt(self.enter(), pin);
+            }
         }
         written
     }
@@ -257,6 +262,7 @@ impl IoapicPort {
         self.first_gsi + u32::from(pin)
     }
 
+    #[inline(always)]
     fn enter(&self) -> Session<'_> {
         Session { translation: self.core.translation.read(), state: self.state.lock() }
     }
@@ -388,7 +394,7 @@ impl State {
     fn unpark_edge(&mut self, pin: u8) -> bool {
         let edge = self.chip.trigger(pin) == Some(Trigger::Edge);
         let port = &mut self.pins[usize::from(pin)];
-        let unparks = edge && port.parking != Parking::Unparked;
+        let unparks = edge && !matches!(port.parking, Parking::Unparked);
         if unparks {
             port.parking = Parking::Unparked;
             port.generation += 1;

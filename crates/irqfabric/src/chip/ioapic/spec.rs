@@ -81,14 +81,22 @@ impl RedirectionEntry {
 
     /// The trigger mode that counts: NMI, SMI, INIT and ExtINT are edges whatever the bit says.
     pub(super) fn trigger_mode(self) -> Trigger {
-        let vectored = DeliveryMode::from_bits(self.delivery_mode()).is_none_or(DeliveryMode::has_vector);
-        if vectored { self.trigger() } else { Trigger::Edge }
+        const EDGES: u8 = 1 << DeliveryMode::Smi as u8
+            | 1 << DeliveryMode::Nmi as u8
+            | 1 << DeliveryMode::Init as u8
+            | 1 << DeliveryMode::ExtInt as u8;
+        if self.is_mode_of(EDGES) { Trigger::Edge } else { self.trigger() }
     }
 
     /// Not while it is masked, nor with a reserved delivery mode (the field means nothing in a remappable entry).
     pub(super) fn sends(self) -> bool {
-        let defined = self.remappable() || DeliveryMode::from_bits(self.delivery_mode()).is_some();
-        defined && !self.masked()
+        const RESERVED: u8 = 1 << 3 | 1 << 6;
+        !self.masked() && (self.remappable() || !self.is_mode_of(RESERVED))
+    }
+
+    /// Whether the delivery mode is in a set of encodings: this is asked several times an access.
+    fn is_mode_of(self, set: u8) -> bool {
+        set.wrapping_shr(self.delivery_mode().into()) & 1 != 0
     }
 
     pub(super) fn half(self, half: Half) -> u32 {
