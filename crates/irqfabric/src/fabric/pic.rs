@@ -50,6 +50,7 @@ pub(crate) struct PicPort {
     state: Mutex<State>,
 }
 
+#[derive(Clone)]
 struct State {
     chip: Pic,
     /// What waits for a processor besides INTR.
@@ -80,10 +81,6 @@ impl PendingExternal {
 pub(super) struct InputSet(u16);
 
 impl InputSet {
-    pub(super) const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
     pub(super) fn iter(self) -> impl Iterator<Item = u8> {
         (0..INPUTS).filter(move |input| self.0 >> input & 1 != 0)
     }
@@ -124,11 +121,46 @@ impl PicPort {
         Self { kick, waiting: AtomicBool::new(state.waits()), rings: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
-    pub(super) fn read(&self, port: u16, data: &mut [u8]) {
-        self.change(|state| state.chip.read(port, data));
+    /// A poll takes an interrupt.
+    pub(super) fn read(&self, port: u16, data: &mut [u8], lines: &[Line]) {
+        self.acknowledging(lines, |state| {
+            let input = state.chip.read_acknowledging(port, data);
+            ((), state.acknowledged(input))
+        });
+    }
+
+    /// Does `act`, which may acknowledge an interrupt. If that was its end as well (automatic end of interrupt), it ends on its
+    /// line too, in one go: INTR, once high, outlives the level, so nobody may see the one without the other. `act` says which
+    /// input's that was; it is tried on a copy first.
+    fn acknowledging<R>(&self, lines: &[Line], mut act: impl FnMut(&mut State) -> (R, Option<u8>)) -> R {
+        // Each further round was caused by somebody who changed something meanwhile.
+        loop {
+            let mut ends = |state: &State| act(&mut state.clone()).1;
+            let ended = ends(&self.state.lock());
+            let mut done = None;
+            let mut end = |left| {
+                self.change(|state| {
+                    if act(&mut state.clone()).1 == ended {
+                        done = Some(act(state).0);
+                        if let (Some(input), Some(left)) = (ended, left) {
+                            state.chip.ended(input, left);
+                        }
+                    }
+                });
+                done.is_some()
+            };
+            match ended.and_then(|input| lines.get(usize::from(input))) {
+                Some(line) => line.end_of_interrupt(|left| end(Some(left))),
+                None => drop(end(None)),
+            }
+            if let Some(result) = done {
+                return result;
+            }
+        }
     }
 
     /// The inputs that a write will end. Their resampling sources must be lowered before: INTR, once high, outlives the level.
+    /// The cascade is no line's.
     pub(super) fn ending(&self, port: u16, data: &[u8]) -> InputSet {
         let state = self.state.lock();
         let before = state.chip.in_service();
@@ -137,7 +169,7 @@ impl PicPort {
         }
         let mut trial = state.chip.clone();
         trial.write(port, data);
-        InputSet(before & !trial.in_service())
+        InputSet(before & !trial.in_service() & !(1 << CASCADE))
     }
 
     pub(super) fn write(&self, port: u16, data: &[u8]) {
@@ -184,10 +216,9 @@ impl PicPort {
         kicks.into_iter().for_each(&self.kick);
     }
 
-    /// See [`Fabric::before_run`](super::Fabric::before_run). Returns the inputs whose interrupt was ended by being
-    /// acknowledged.
-    pub(super) fn before_run(&self, vcpu: &mut (impl Vcpu + ?Sized)) -> Result<InputSet, HvError> {
-        let mut ended = InputSet::default();
+    /// See [`Fabric::before_run`](super::Fabric::before_run). Who is told of an automatic end may raise again, on this thread,
+    /// which nobody kicks: it looks again after each that it gives.
+    pub(super) fn before_run(&self, vcpu: &mut (impl Vcpu + ?Sized), lines: &[Line]) -> Result<(), HvError> {
         let mut window = InterruptWindow::Unwanted;
         let mut looks = self.waiting.load(Acquire);
         while looks {
@@ -196,7 +227,7 @@ impl PicPort {
                 match vcpu.takes(&pending.external)? {
                     Takes::Now => {
                         // It takes one at a time. Whether it will have to take another is seen by looking again.
-                        match self.give(pending, vcpu, &mut ended)? {
+                        match self.give(pending, vcpu, lines)? {
                             Acceptance::Accepted => looks = true,
                             Acceptance::Refused => window = InterruptWindow::Wanted,
                         }
@@ -208,7 +239,7 @@ impl PicPort {
             }
         }
         vcpu.set_window(window);
-        Ok(ended)
+        Ok(())
     }
 
     /// What waits for a processor, INTR included.
@@ -224,9 +255,11 @@ impl PicPort {
         &self,
         pending: PendingExternal,
         vcpu: &mut (impl Vcpu + ?Sized),
-        ended: &mut InputSet,
+        lines: &[Line],
     ) -> Result<Acceptance, HvError> {
-        let Some(vector) = self.change(|state| state.take(pending, ended)) else { return Ok(Acceptance::Accepted) };
+        let Some(vector) = self.acknowledging(lines, |state| state.take(pending)) else {
+            return Ok(Acceptance::Accepted);
+        };
         let answer = vcpu.interrupt(vector);
         if !matches!(answer, Ok(Acceptance::Accepted)) {
             let kept = PendingExternal { vector: Some(vector), ..pending };
@@ -283,25 +316,33 @@ impl State {
         self.chip.output() == Level::High || !self.pending.is_empty()
     }
 
-    /// The vector of what waits, which does so no longer.
-    fn take(&mut self, pending: PendingExternal, ended: &mut InputSet) -> Option<u8> {
+    /// The vector of what waits, which does so no longer; and the input whose interrupt that ended.
+    fn take(&mut self, pending: PendingExternal) -> (Option<u8>, Option<u8>) {
         if pending == PendingExternal::INTR {
-            return (self.chip.output() == Level::High).then(|| self.acknowledge(ended));
+            return match self.chip.output() {
+                Level::High => self.acknowledge(),
+                Level::Low => (None, None),
+            };
         }
-        let place = self.pending.iter().position(|waits| *waits == pending)?;
+        let Some(place) = self.pending.iter().position(|waits| *waits == pending) else { return (None, None) };
         self.pending.remove(place);
-        Some(pending.vector.unwrap_or_else(|| self.acknowledge(ended)))
+        match pending.vector {
+            Some(vector) => (Some(vector), None),
+            None => self.acknowledge(),
+        }
     }
 
-    fn acknowledge(&mut self, ended: &mut InputSet) -> u8 {
+    fn acknowledge(&mut self) -> (Option<u8>, Option<u8>) {
         let Acknowledged { vector, input } = self.chip.acknowledge_input();
-        if let Some(input) = input {
-            if let Some(count) = self.acknowledged.get_mut(usize::from(input)) {
-                *count += 1;
-            }
-            // Automatic end of interrupt: it is not in service any more.
-            ended.0 |= 1 << input & !self.chip.in_service();
+        (Some(vector), self.acknowledged(input))
+    }
+
+    /// `input` was. The answer is whether that was its end: with automatic end of interrupt it is not in service any more.
+    fn acknowledged(&mut self, input: Option<u8>) -> Option<u8> {
+        let input = input?;
+        if let Some(count) = self.acknowledged.get_mut(usize::from(input)) {
+            *count += 1;
         }
-        vector
+        (self.chip.in_service() >> input & 1 == 0).then_some(input)
     }
 }
