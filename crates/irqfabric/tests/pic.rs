@@ -5,12 +5,12 @@ mod common;
 use common::{Guest, LEVEL, MASKED, entry};
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::chip::pic::Pic;
-use irqfabric::fabric::{BuildError, Fabric, PendingExternal};
+use irqfabric::fabric::{BuildError, Fabric, LineEventfds, PendingExternal};
 use irqfabric::hv::{Capacity, EVERY_VCPU, External, HvError, Hypervisor, InterruptWindow, Route, Sim, Takes, Vcpu};
 use irqfabric::line::{Level, LineSource, Pin};
 use irqfabric::msg::{Acceptance, DestinationMode, Interrupt, RequesterId};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -481,12 +481,27 @@ fn ports_that_are_not_the_pics_are_left_alone() {
 }
 
 #[test]
+fn a_kick_may_ask_the_pair_of_eventfds_that_it_comes_from() {
+    let pair = Arc::new(OnceLock::<Arc<LineEventfds>>::new());
+    let (said, says) = mpsc::channel();
+    let kick = {
+        let pair = pair.clone();
+        move |_| said.send(pair.get().map(|pair| pair.level())).unwrap()
+    };
+    let fabric = Fabric::builder(Sim::new(1)).pic(Pic::default()).kick(kick).build().unwrap();
+    let vfio = Arc::new(fabric.line_eventfds(4, "vfio").unwrap());
+    assert!(pair.set(vfio.clone()).is_ok());
+    vfio.trigger().write(1).unwrap();
+    assert_eq!(says.recv_timeout(Duration::from_secs(20)), Ok(Some(Level::High)));
+}
+
+#[test]
 fn a_processor_that_waits_wakes_for_every_interrupt() {
     const ROUNDS: usize = 500;
     let machine = Machine::new();
     let source = machine.fabric.line(4).unwrap().source("serial");
     thread::scope(|scope| {
-        let (sent, seen) = std::sync::mpsc::channel();
+        let (sent, seen) = mpsc::channel();
         let processor = scope.spawn({
             let machine = &machine;
             move || {
