@@ -16,7 +16,7 @@
 //!
 //! **A message with delivery mode ExtINT** is one INTA for one of its destinations, the first that takes it, whatever
 //! INTR says by then: without a request the PIC answers the vector of its default IR7. The same message sent
-//! twice before it is taken is one.
+//! twice before it is taken is one. Nobody need be there to take it; the oldest of too many gives way to the next.
 //!
 //! **Nobody sleeps through it.** INTR rises, or a message comes, before the vCPU is kicked; a kicked vCPU comes back to
 //! `before_run` before it enters the guest again, or leaves it. See [`FabricBuilder::kick`](super::FabricBuilder::kick).
@@ -34,8 +34,9 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 /// The APIC id of the processor at whose LINT0 INTR ends.
 const BOOT_PROCESSOR: u32 = 0;
 
-/// Different messages that can wait for a processor at the same time. A guest that needs a second one is no PC's.
-const MOST_MESSAGES: usize = 16;
+/// Different messages that can wait for a processor at the same time, each of which a vCPU looks at before it runs. A guest
+/// that needs a second one is no PC's.
+const MOST_MESSAGES: usize = 4;
 
 /// Gets a vCPU out of the guest.
 pub(super) type Kick = Box<dyn Fn(u32) + Send + Sync>;
@@ -176,24 +177,26 @@ impl PicPort {
         self.change(|state| state.chip.write(port, data));
     }
 
-    /// A translated message asks for an ExtINT. Called with locks held: whoever does so [rings](Self::ring) without.
-    pub(crate) fn message(&self, interrupt: &Interrupt) -> Acceptance {
+    /// A translated message asks for an ExtINT. The answer is the one that is dropped for it. Called with locks held: whoever does
+    /// so [rings](Self::ring) without.
+    pub(crate) fn message(&self, interrupt: &Interrupt) -> Option<PendingExternal> {
         let Interrupt { destination, destination_mode, .. } = *interrupt;
         let new = PendingExternal { external: External::Message { destination, destination_mode }, vector: None };
         self.change(|state| {
             if state.pending.contains(&new) {
-                return Acceptance::Accepted;
+                return None;
             }
-            if state.pending.len() >= MOST_MESSAGES {
-                return Acceptance::Refused;
-            }
+            let full = state.pending.len() >= MOST_MESSAGES;
+            // Not what the PIC was asked for already: that is in service.
+            let oldest = state.pending.iter().position(|pending| pending.vector.is_none()).filter(|_| full);
+            let dropped = oldest.map(|oldest| state.pending.remove(oldest));
             state.pending.push(new);
             state.kicks.push(match destination_mode {
                 // 0xff is everybody to a processor in xAPIC mode.
                 DestinationMode::Physical if destination != 0xff => destination,
                 DestinationMode::Physical | DestinationMode::Logical => EVERY_VCPU,
             });
-            Acceptance::Accepted
+            dropped
         })
     }
 
