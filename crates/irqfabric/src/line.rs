@@ -98,7 +98,7 @@ struct Wire {
     /// Who raises the pins for the resampling sources, if not we.
     resampler: Option<Box<dyn Resampler>>,
     /// What follows when the pins may have been driven and the lock is free again: other callbacks.
-    then: Option<Arc<dyn Fn() + Send + Sync>>,
+    then: Option<Then>,
     state: Mutex<State>,
 }
 
@@ -133,6 +133,8 @@ struct Slot {
 
 pub(crate) type Acknowledged = Arc<dyn Fn() + Send + Sync>;
 
+pub(crate) type Then = Arc<dyn Fn() + Send + Sync>;
+
 impl Line {
     /// A wire that ends in `pins`. [`Fabric::line`](crate::fabric::Fabric::line) gives those of a machine.
     pub fn new<P: Pin + 'static>(pins: Vec<Arc<P>>) -> Self {
@@ -144,7 +146,7 @@ impl Line {
     }
 
     /// A wire of a machine where driving a pin may call somebody back: `then` does so, with no lock held.
-    pub(crate) fn with_callback(pins: Box<[Arc<dyn Pin>]>, then: Option<Arc<dyn Fn() + Send + Sync>>) -> Self {
+    pub(crate) fn with_callback(pins: Box<[Arc<dyn Pin>]>, then: Option<Then>) -> Self {
         Self(Arc::new(Wire { pins, resampler: None, then, state: Mutex::default() }))
     }
 
@@ -313,6 +315,12 @@ impl LineSource {
     pub fn set(&self, level: Level) {
         self.wire.set(&mut self.wire.state.lock(), self.slot, level);
         self.wire.then();
+    }
+
+    /// Raises it for a caller that holds a lock of its own: what [follows](Wire::then) without that is the answer.
+    pub(crate) fn raise_first(&self) -> Option<Then> {
+        self.wire.set(&mut self.wire.state.lock(), self.slot, Level::High);
+        self.wire.then.clone()
     }
 
     /// Raises and lowers with nobody in between: one edge. On a wire that another source holds high there

@@ -114,7 +114,7 @@ mod pic {
     use super::*;
     use irqfabric::hv::External;
     use irqfabric::line::LineSource;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     const BASE: u8 = 0x40;
     const INPUT: u8 = 4;
@@ -214,6 +214,22 @@ mod pic {
         running.wait();
         assert_eq!(*device.seen.lock().unwrap(), [READY]);
         assert_eq!(requested(&fabric), 1 << INPUT);
+    }
+
+    #[test]
+    fn a_guest_that_writes_0_to_its_apic_base_goes_on_and_takes_the_vector() {
+        // mov ecx, IA32_APIC_BASE; xor eax, eax; xor edx, edx; wrmsr; sti; out READY, al; jmp $
+        let write = [0x66, 0xb9, 0x1b, 0, 0, 0, 0x66, 0x31, 0xc0, 0x66, 0x31, 0xd2, 0x0f, 0x30];
+        let (machine, device) = guest(&[&write[..], &[0xfb, 0xe6, READY, 0xeb, 0xfe]].concat(), true);
+        let switch = machine.stop_switch().clone();
+        let running = machine.start().unwrap();
+        let start = Instant::now();
+        while !switch.is_thrown() && start.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        switch.throw(Stop::Finished);
+        let stopped = running.wait();
+        assert_eq!(*device.seen.lock().unwrap(), [READY, HANDLED], "{stopped:?}");
     }
 
     #[test]

@@ -164,11 +164,14 @@ impl Core {
     /// call; whoever holds no lock any more [rings](PicPort::ring).
     #[cold]
     pub(crate) fn external(&self, interrupt: &Interrupt) -> Acceptance {
-        let acceptance = self.pic.as_ref().map_or(Acceptance::Refused, |pic| pic.message(interrupt));
-        if acceptance == Acceptance::Refused {
+        let Some(pic) = &self.pic else {
+            Counters::count(&self.counters.dropped);
+            return Acceptance::Refused;
+        };
+        if pic.message(interrupt).is_some() {
             Counters::count(&self.counters.dropped);
         }
-        acceptance
+        Acceptance::Accepted
     }
 
     /// Returns whether the edit `since` is in force.

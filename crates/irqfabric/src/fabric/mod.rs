@@ -286,8 +286,7 @@ impl Fabric {
     pub fn pio_read(&self, port: u16, data: &mut [u8]) -> bool {
         let found = self.0.pic_at(port);
         if let Some(pic) = found {
-            // A poll takes an interrupt.
-            pic.read(port, data);
+            pic.read(port, data, &self.0.lines);
             pic.ring();
         }
         found.is_some()
@@ -338,14 +337,10 @@ impl Fabric {
     ///
     /// One load while nobody has anything to take; nothing without a PIC.
     pub fn before_run(&self, vcpu: &mut (impl Vcpu + ?Sized)) -> Result<(), HvError> {
-        if let Some(pic) = &self.0.core.pic {
-            let ended = pic.before_run(vcpu)?;
-            if !ended.is_empty() {
-                // Automatic end of interrupt.
-                self.0.lower_resampling(ended).iter().for_each(|acknowledged| acknowledged());
-            }
+        match &self.0.core.pic {
+            Some(pic) => pic.before_run(vcpu, &self.0.lines),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     // The VMM.
@@ -431,14 +426,19 @@ impl FabricBuilder {
         self
     }
 
-    /// How to fetch a vCPU out of the guest, by its APIC id; [`EVERY_VCPU`](crate::hv::EVERY_VCPU) stands for all of them. Called from any thread,
-    /// with no lock of the fabric's held, and at the vCPU's expense: about once for each interrupt of the PIC's.
+    /// How to fetch a vCPU out of the guest, by its APIC id; [`EVERY_VCPU`](crate::hv::EVERY_VCPU) stands for all of them.
+    /// Called from any thread, with no lock of the fabric's held, and at the vCPU's expense: about once for each interrupt of
+    /// the PIC's.
     ///
     /// What it must guarantee: after it was called, the vCPU's thread calls [`Fabric::before_run`] before it is in the guest
     /// again, or, if it is in the guest or in HLT, leaves it and does so. A signal alone is lost when it comes between
     /// `before_run` and KVM_RUN; one whose handler sets `kvm_run.immediate_exit` is not (Linux
     /// `Documentation/virt/kvm/api.rst`). And `before_run` must see what was done before the kick, which the thread that
-    /// receives a signal does; a flag of the VMM's own is cleared by a swap, not by a store. For an id that no vCPU has, or on the vCPU's own thread, it does nothing.
+    /// receives a signal does; a flag of the VMM's own is cleared by a swap, not by a store.
+    ///
+    /// For an id that no vCPU has it does nothing. Nor need it on the vCPU's own thread, which then is on its way to
+    /// `before_run`, or in it: that looks again after whatever it calls. Between `before_run` and KVM_RUN a vCPU's thread
+    /// touches no line.
     pub fn kick(mut self, kick: impl Fn(u32) + Send + Sync + 'static) -> Self {
         self.kick = Some(Box::new(kick));
         self

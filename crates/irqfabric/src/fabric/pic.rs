@@ -16,7 +16,7 @@
 //!
 //! **A message with delivery mode ExtINT** is one INTA for one of its destinations, the first that takes it, whatever
 //! INTR says by then: without a request the PIC answers the vector of its default IR7. The same message sent
-//! twice before it is taken is one.
+//! twice before it is taken is one. Nobody need be there to take it; the oldest of too many gives way to the next.
 //!
 //! **Nobody sleeps through it.** INTR rises, or a message comes, before the vCPU is kicked; a kicked vCPU comes back to
 //! `before_run` before it enters the guest again, or leaves it. See [`FabricBuilder::kick`](super::FabricBuilder::kick).
@@ -34,8 +34,9 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 /// The APIC id of the processor at whose LINT0 INTR ends.
 const BOOT_PROCESSOR: u32 = 0;
 
-/// Different messages that can wait for a processor at the same time. A guest that needs a second one is no PC's.
-const MOST_MESSAGES: usize = 16;
+/// Different messages that can wait for a processor at the same time, each of which a vCPU looks at before it runs. A guest
+/// that needs a second one is no PC's.
+const MOST_MESSAGES: usize = 4;
 
 /// Gets a vCPU out of the guest.
 pub(super) type Kick = Box<dyn Fn(u32) + Send + Sync>;
@@ -50,6 +51,7 @@ pub(crate) struct PicPort {
     state: Mutex<State>,
 }
 
+#[derive(Clone)]
 struct State {
     chip: Pic,
     /// What waits for a processor besides INTR.
@@ -80,10 +82,6 @@ impl PendingExternal {
 pub(super) struct InputSet(u16);
 
 impl InputSet {
-    pub(super) const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
     pub(super) fn iter(self) -> impl Iterator<Item = u8> {
         (0..INPUTS).filter(move |input| self.0 >> input & 1 != 0)
     }
@@ -124,11 +122,46 @@ impl PicPort {
         Self { kick, waiting: AtomicBool::new(state.waits()), rings: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
-    pub(super) fn read(&self, port: u16, data: &mut [u8]) {
-        self.change(|state| state.chip.read(port, data));
+    /// A poll takes an interrupt.
+    pub(super) fn read(&self, port: u16, data: &mut [u8], lines: &[Line]) {
+        self.acknowledging(lines, |state| {
+            let input = state.chip.read_acknowledging(port, data);
+            ((), state.acknowledged(input))
+        });
+    }
+
+    /// Does `act`, which may acknowledge an interrupt. If that was its end as well (automatic end of interrupt), it ends on its
+    /// line too, in one go: INTR, once high, outlives the level, so nobody may see the one without the other. `act` says which
+    /// input's that was; it is tried on a copy first.
+    fn acknowledging<R>(&self, lines: &[Line], mut act: impl FnMut(&mut State) -> (R, Option<u8>)) -> R {
+        // Each further round was caused by somebody who changed something meanwhile.
+        loop {
+            let mut ends = |state: &State| act(&mut state.clone()).1;
+            let ended = ends(&self.state.lock());
+            let mut done = None;
+            let mut end = |left| {
+                self.change(|state| {
+                    if act(&mut state.clone()).1 == ended {
+                        done = Some(act(state).0);
+                        if let (Some(input), Some(left)) = (ended, left) {
+                            state.chip.ended(input, left);
+                        }
+                    }
+                });
+                done.is_some()
+            };
+            match ended.and_then(|input| lines.get(usize::from(input))) {
+                Some(line) => line.end_of_interrupt(|left| end(Some(left))),
+                None => drop(end(None)),
+            }
+            if let Some(result) = done {
+                return result;
+            }
+        }
     }
 
     /// The inputs that a write will end. Their resampling sources must be lowered before: INTR, once high, outlives the level.
+    /// The cascade is no line's.
     pub(super) fn ending(&self, port: u16, data: &[u8]) -> InputSet {
         let state = self.state.lock();
         let before = state.chip.in_service();
@@ -137,31 +170,33 @@ impl PicPort {
         }
         let mut trial = state.chip.clone();
         trial.write(port, data);
-        InputSet(before & !trial.in_service())
+        InputSet(before & !trial.in_service() & !(1 << CASCADE))
     }
 
     pub(super) fn write(&self, port: u16, data: &[u8]) {
         self.change(|state| state.chip.write(port, data));
     }
 
-    /// A translated message asks for an ExtINT. Called with locks held: whoever does so [rings](Self::ring) without.
-    pub(crate) fn message(&self, interrupt: &Interrupt) -> Acceptance {
+    /// A translated message asks for an ExtINT. The answer is the one that is dropped for it. Called with locks held: whoever does
+    /// so [rings](Self::ring) without.
+    pub(crate) fn message(&self, interrupt: &Interrupt) -> Option<PendingExternal> {
         let Interrupt { destination, destination_mode, .. } = *interrupt;
         let new = PendingExternal { external: External::Message { destination, destination_mode }, vector: None };
         self.change(|state| {
             if state.pending.contains(&new) {
-                return Acceptance::Accepted;
+                return None;
             }
-            if state.pending.len() >= MOST_MESSAGES {
-                return Acceptance::Refused;
-            }
+            let full = state.pending.len() >= MOST_MESSAGES;
+            // Not what the PIC was asked for already: that is in service.
+            let oldest = state.pending.iter().position(|pending| pending.vector.is_none()).filter(|_| full);
+            let dropped = oldest.map(|oldest| state.pending.remove(oldest));
             state.pending.push(new);
             state.kicks.push(match destination_mode {
                 // 0xff is everybody to a processor in xAPIC mode.
                 DestinationMode::Physical if destination != 0xff => destination,
                 DestinationMode::Physical | DestinationMode::Logical => EVERY_VCPU,
             });
-            Acceptance::Accepted
+            dropped
         })
     }
 
@@ -184,10 +219,9 @@ impl PicPort {
         kicks.into_iter().for_each(&self.kick);
     }
 
-    /// See [`Fabric::before_run`](super::Fabric::before_run). Returns the inputs whose interrupt was ended by being
-    /// acknowledged.
-    pub(super) fn before_run(&self, vcpu: &mut (impl Vcpu + ?Sized)) -> Result<InputSet, HvError> {
-        let mut ended = InputSet::default();
+    /// See [`Fabric::before_run`](super::Fabric::before_run). Who is told of an automatic end may raise again, on this thread,
+    /// which nobody kicks: it looks again after each that it gives.
+    pub(super) fn before_run(&self, vcpu: &mut (impl Vcpu + ?Sized), lines: &[Line]) -> Result<(), HvError> {
         let mut window = InterruptWindow::Unwanted;
         let mut looks = self.waiting.load(Acquire);
         while looks {
@@ -196,7 +230,7 @@ impl PicPort {
                 match vcpu.takes(&pending.external)? {
                     Takes::Now => {
                         // It takes one at a time. Whether it will have to take another is seen by looking again.
-                        match self.give(pending, vcpu, &mut ended)? {
+                        match self.give(pending, vcpu, lines)? {
                             Acceptance::Accepted => looks = true,
                             Acceptance::Refused => window = InterruptWindow::Wanted,
                         }
@@ -208,7 +242,7 @@ impl PicPort {
             }
         }
         vcpu.set_window(window);
-        Ok(ended)
+        Ok(())
     }
 
     /// What waits for a processor, INTR included.
@@ -224,9 +258,11 @@ impl PicPort {
         &self,
         pending: PendingExternal,
         vcpu: &mut (impl Vcpu + ?Sized),
-        ended: &mut InputSet,
+        lines: &[Line],
     ) -> Result<Acceptance, HvError> {
-        let Some(vector) = self.change(|state| state.take(pending, ended)) else { return Ok(Acceptance::Accepted) };
+        let Some(vector) = self.acknowledging(lines, |state| state.take(pending)) else {
+            return Ok(Acceptance::Accepted);
+        };
         let answer = vcpu.interrupt(vector);
         if !matches!(answer, Ok(Acceptance::Accepted)) {
             let kept = PendingExternal { vector: Some(vector), ..pending };
@@ -283,25 +319,33 @@ impl State {
         self.chip.output() == Level::High || !self.pending.is_empty()
     }
 
-    /// The vector of what waits, which does so no longer.
-    fn take(&mut self, pending: PendingExternal, ended: &mut InputSet) -> Option<u8> {
+    /// The vector of what waits, which does so no longer; and the input whose interrupt that ended.
+    fn take(&mut self, pending: PendingExternal) -> (Option<u8>, Option<u8>) {
         if pending == PendingExternal::INTR {
-            return (self.chip.output() == Level::High).then(|| self.acknowledge(ended));
+            return match self.chip.output() {
+                Level::High => self.acknowledge(),
+                Level::Low => (None, None),
+            };
         }
-        let place = self.pending.iter().position(|waits| *waits == pending)?;
+        let Some(place) = self.pending.iter().position(|waits| *waits == pending) else { return (None, None) };
         self.pending.remove(place);
-        Some(pending.vector.unwrap_or_else(|| self.acknowledge(ended)))
+        match pending.vector {
+            Some(vector) => (Some(vector), None),
+            None => self.acknowledge(),
+        }
     }
 
-    fn acknowledge(&mut self, ended: &mut InputSet) -> u8 {
+    fn acknowledge(&mut self) -> (Option<u8>, Option<u8>) {
         let Acknowledged { vector, input } = self.chip.acknowledge_input();
-        if let Some(input) = input {
-            if let Some(count) = self.acknowledged.get_mut(usize::from(input)) {
-                *count += 1;
-            }
-            // Automatic end of interrupt: it is not in service any more.
-            ended.0 |= 1 << input & !self.chip.in_service();
+        (Some(vector), self.acknowledged(input))
+    }
+
+    /// `input` was. The answer is whether that was its end: with automatic end of interrupt it is not in service any more.
+    fn acknowledged(&mut self, input: Option<u8>) -> Option<u8> {
+        let input = input?;
+        if let Some(count) = self.acknowledged.get_mut(usize::from(input)) {
+            *count += 1;
         }
-        vector
+        (self.chip.in_service() >> input & 1 == 0).then_some(input)
     }
 }

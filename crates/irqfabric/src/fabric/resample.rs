@@ -137,14 +137,20 @@ impl Drop for LineEventfds {
 }
 
 impl Trigger {
-    /// Up to date with the eventfd.
+    /// Up to date with the eventfd. What that brings about is called with no lock held: it may come back here.
     fn with_source<R>(&self, act: impl FnOnce(&LineSource) -> R) -> Option<R> {
         let source = self.source.lock();
-        let source = source.as_ref()?;
-        if self.eventfd.read().is_ok() {
-            source.raise();
+        let held = source.as_ref()?;
+        let then = match self.eventfd.read() {
+            Ok(_) => held.raise_first(),
+            Err(_) => None,
+        };
+        let result = act(held);
+        drop(source);
+        if let Some(then) = then {
+            then();
         }
-        Some(act(source))
+        Some(result)
     }
 }
 

@@ -241,12 +241,12 @@ impl Controller {
         self.polled
     }
 
-    /// A read after the poll command, at either port, is an INTA.
-    pub(super) fn poll(&mut self) -> u8 {
+    /// A read after the poll command, at either port, is an INTA: the word, and the input.
+    pub(super) fn poll(&mut self) -> (u8, Option<Input>) {
         self.polled = false;
         let (input, _) = self.acknowledge();
         let word = PollWord::new().with_interrupt(input.is_some()).with_level(input.unwrap_or(Input::DEFAULT).0);
-        word.into_bits()
+        (word.into_bits(), input)
     }
 
     /// The command port.

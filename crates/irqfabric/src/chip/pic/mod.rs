@@ -161,12 +161,20 @@ impl Pic {
     /// The guest reads from `port`, which has effects after a poll command. Bytes at ports that are not the pair's read
     /// all ones.
     pub fn read(&mut self, port: u16, data: &mut [u8]) {
+        self.read_acknowledging(port, data);
+    }
+
+    /// The same, for those who keep books: the input that a poll has acknowledged, if it is one of a line's.
+    pub fn read_acknowledging(&mut self, port: u16, data: &mut [u8]) -> Option<u8> {
+        let mut acknowledged = None;
         data.fill(0xff);
         for (port, byte) in (port..=u16::MAX).zip(data) {
-            if let Some(value) = self.read_byte(port) {
+            if let Some((value, input)) = self.read_byte(port) {
                 *byte = value;
+                acknowledged = input.or(acknowledged);
             }
         }
+        acknowledged
     }
 
     /// The guest writes to `port`. Bytes at ports that are not the pair's are ignored.
@@ -198,6 +206,15 @@ impl Pic {
         match slave {
             Some((input, vector)) => Acknowledged { vector, input: input.map(|input| 8 | input.number()) },
             None => Acknowledged { vector, input: input.map(Input::number) },
+        }
+    }
+
+    /// The interrupt of `input` was just acknowledged, and with that automatically ended: its line's level is `left` now. What
+    /// falls so was not withdrawn, and INT does not outlive it.
+    pub(crate) fn ended(&mut self, input: u8, left: Level) {
+        if let Some((chip, place)) = self.input(input) {
+            chip.set(place, left);
+            self.settle(if input < 8 { Role::Master } else { Role::Slave });
         }
     }
 
@@ -236,17 +253,22 @@ impl Pic {
         }
     }
 
-    fn read_byte(&mut self, port: u16) -> Option<u8> {
+    /// The value, and the input that was acknowledged, if it is one of a line's.
+    fn read_byte(&mut self, port: u16) -> Option<(u8, Option<u8>)> {
         let (role, register) = Register::at(port)?;
         let chip = self.chip(role);
-        let value = match register {
-            Register::Elcr => return Some(chip.elcr()),
+        let (value, input) = match register {
+            Register::Elcr => return Some((chip.elcr(), None)),
             Register::Command | Register::Data if chip.is_polled() => chip.poll(),
-            Register::Command => return Some(chip.status()),
-            Register::Data => return Some(chip.mask()),
+            Register::Command => return Some((chip.status(), None)),
+            Register::Data => return Some((chip.mask(), None)),
         };
         self.settle(role);
-        Some(value)
+        let input = input.map(|input| match role {
+            Role::Master => input.number(),
+            Role::Slave => 8 | input.number(),
+        });
+        Some((value, input.filter(|input| *input != CASCADE)))
     }
 
     fn write_byte(&mut self, port: u16, value: u8) {

@@ -15,7 +15,7 @@ use super::super::vcpu::{External, InterruptWindow, Takes, Vcpu};
 use crate::chip::lapic::{Address, Mode};
 use crate::hv::HvError;
 use crate::msg::{Acceptance, DestinationMode};
-use kvm_bindings::{KVMIO, kvm_interrupt};
+use kvm_bindings::{KVMIO, kvm_interrupt, kvm_lapic_state};
 use kvm_ioctls::VcpuFd;
 use std::io;
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -28,6 +28,10 @@ const APIC_BASE_BSP: u64 = 1 << 8;
 const APIC_BASE_EXTD: u64 = 1 << 10;
 const APIC_BASE_ENABLE: u64 = 1 << 11;
 
+/// The register with the APIC id, and what it says in either mode on the processor at whose LINT0 INTR ends.
+const APIC_ID: usize = 0x20;
+const BOOT_PROCESSOR: u32 = 0;
+
 /// `linux/errno.h`: a vector waits already.
 const EEXIST: i32 = 17;
 
@@ -37,11 +41,13 @@ impl Vcpu for VcpuFd {
     fn takes(&mut self, external: &External) -> Result<Takes, HvError> {
         let run = self.get_kvm_run();
         let (base, ready) = (run.apic_base, run.ready_for_interrupt_injection != 0);
-        if base == 0 {
-            run.immediate_exit = 1;
+        if base == 0 && !has_no_base(self)? {
+            self.get_kvm_run().immediate_exit = 1;
             return Ok(Takes::Later);
         }
         let addressed = match *external {
+            // A guest that writes 0 takes the flag of the boot processor with it, and the processor stays what it was.
+            External::Lint0 if base == 0 => registers(self)?.get(APIC_ID) == BOOT_PROCESSOR,
             External::Lint0 => base & APIC_BASE_BSP != 0,
             External::Message { destination, destination_mode } => {
                 is_destination(self, base, destination, destination_mode)?
@@ -70,20 +76,38 @@ impl Vcpu for VcpuFd {
     }
 }
 
+/// Whether IA32_APIC_BASE is 0, as a guest can write it: the local APIC is disabled, and lets external interrupts through.
+fn has_no_base(vcpu: &VcpuFd) -> Result<bool, HvError> {
+    let failed = |errno: kvm_ioctls::Error| HvError::Call { call: "KVM_GET_SREGS", source: errno.into() };
+    Ok(vcpu.get_sregs().map_err(failed)?.apic_base == 0)
+}
+
 /// By one system call.
 fn is_destination(vcpu: &VcpuFd, base: u64, destination: u32, mode: DestinationMode) -> Result<bool, HvError> {
-    let failed = |errno: kvm_ioctls::Error| HvError::Call { call: "KVM_GET_LAPIC", source: errno.into() };
-    let registers = vcpu.get_lapic().map_err(failed)?.regs;
-    let register = |offset: usize| u32::from_le_bytes(std::array::from_fn(|byte| registers[offset + byte] as u8));
+    let registers = registers(vcpu)?;
     let (local_mode, id) = match (base & APIC_BASE_ENABLE != 0, base & APIC_BASE_EXTD != 0) {
         (false, _) => (Mode::Disabled, 0),
-        (true, false) => (Mode::Xapic, register(0x20) >> 24),
+        (true, false) => (Mode::Xapic, registers.get(APIC_ID) >> 24),
         // 32 bits of it: KVM_X2APIC_API_USE_32BIT_IDS.
-        (true, true) => (Mode::X2apic, register(0x20)),
+        (true, true) => (Mode::X2apic, registers.get(APIC_ID)),
     };
-    let address =
-        Address { mode: local_mode, id, logical_destination: register(0xd0), destination_format: register(0xe0) };
+    let (logical_destination, destination_format) = (registers.get(0xd0), registers.get(0xe0));
+    let address = Address { mode: local_mode, id, logical_destination, destination_format };
     Ok(address.matches(destination, mode))
+}
+
+/// The registers of a local APIC, by their offsets.
+struct Registers(kvm_lapic_state);
+
+impl Registers {
+    fn get(&self, offset: usize) -> u32 {
+        u32::from_le_bytes(std::array::from_fn(|byte| self.0.regs[offset + byte] as u8))
+    }
+}
+
+fn registers(vcpu: &VcpuFd) -> Result<Registers, HvError> {
+    let failed = |errno: kvm_ioctls::Error| HvError::Call { call: "KVM_GET_LAPIC", source: errno.into() };
+    vcpu.get_lapic().map(Registers).map_err(failed)
 }
 
 /// KVM_INTERRUPT, which kvm-ioctls has not got.
