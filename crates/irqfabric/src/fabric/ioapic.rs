@@ -17,8 +17,8 @@
 //! invalidation makes no generation. While remote IRR is set nothing is due, so the route cannot change under an
 //! interrupt in service, whatever is written to the entry.
 //!
-//! **Later.** Two things are left to the dispatcher to try again after [`DELAY`]: a level whose route the host could not
-//! commit, and the storm brake's. A level that nobody lowers, on a pin whose entry nobody touches, comes back at each
+//! **Later.** Three things are left to the dispatcher to try again after [`DELAY`]: a level whose route the host could not
+//! commit, one that wanted another route after each of [`COMMITS`], and the storm brake's. A level that nobody lowers, on a pin whose entry nobody touches, comes back at each
 //! end of its interrupt, and a guest that has no handler for it does nothing else any more; after [`STORM`] of these in a row
 //! the next waits, so that the guest gets to run. KVM's own IOAPIC does the same (`arch/x86/kvm/ioapic.c`,
 //! IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT). Whatever else gives a reason to deliver meanwhile does so at once.
@@ -36,6 +36,10 @@ use std::time::{Duration, Instant};
 
 /// How many redeliveries in a row make a storm.
 const STORM: u32 = 10_000;
+
+/// How many commits one attempt makes for a pin that wants another route after each: its translation is the guest's to change
+/// as often as it likes, and the line's lock is held.
+const COMMITS: u32 = 3;
 
 /// How long what is put off waits.
 const DELAY: Duration = Duration::from_millis(10);
@@ -262,11 +266,12 @@ impl IoapicPort {
     }
 
     /// Delivers what `pin` has to send, if anything: one system call, and before it one table commit if a level
-    /// pin's message has changed since its last delivery.
+    /// pin's message has changed since its last delivery, or up to [`COMMITS`] if it keeps changing.
     ///
     /// Inlined: behind a system call the processor predicts no return, and each one costs as much as a lock.
     #[inline(always)]
     fn attempt<'a>(self: &'a Arc<Self>, mut session: Session<'a>, pin: u8) {
+        let mut commits = 0;
         while let Some(message) = session.state.chip.due(pin) {
             let interrupt = match session.translation.translate(&message) {
                 Ok(Translation { target: Target::Interrupt(interrupt), .. }) => interrupt,
@@ -280,8 +285,14 @@ impl IoapicPort {
                     return session.state.delivered(pin, Acceptance::Refused);
                 }
             };
-            let park = match session.state.parks(pin, &interrupt) {
-                true => session.state.pins[usize::from(pin)].park(interrupt),
+            let parks = session.state.parks(pin, &interrupt);
+            let port = &mut session.state.pins[usize::from(pin)];
+            let park = match parks {
+                true if commits == COMMITS && port.is_news(interrupt) => {
+                    self.put_off(session, pin);
+                    return;
+                }
+                true => port.park(interrupt),
                 false => Park::Ready,
             };
             match park {
@@ -294,6 +305,7 @@ impl IoapicPort {
                 }
                 Park::Elsewhere => return,
                 Park::Commit { generation } => {
+                    commits += 1;
                     let since = self.core.table.put(self.gsi(pin), interrupt);
                     drop(session);
                     let published = self.core.publish(since);
@@ -308,7 +320,7 @@ impl IoapicPort {
                     }
                     // In between the line may have fallen, the pin been masked, the message rewritten to another that
                     // asks for the same interrupt, which was left to us, or its translation invalidated: look again.
-                    // Each further round was caused by a guest that changed something meanwhile.
+                    // Each further round was caused by a guest that changed something meanwhile, which it could do for ever.
                 }
             }
         }
@@ -408,6 +420,14 @@ impl State {
 }
 
 impl PinPort {
+    /// Whether it would take a commit that nobody makes yet.
+    fn is_news(&self, interrupt: Interrupt) -> bool {
+        match self.parking {
+            Parking::Unparked => true,
+            Parking::Committing(known) | Parking::Parked(known) => known != interrupt,
+        }
+    }
+
     fn park(&mut self, interrupt: Interrupt) -> Park {
         match self.parking {
             Parking::Parked(parked) if parked == interrupt => Park::Ready,
