@@ -12,6 +12,9 @@
 //!      └── commit failed, pin edge ──┴────────┴──────────────────────────────────────────┘
 //! ```
 //!
+//! A pin is edge here, too, when its message is about to be delivered edge-triggered or with another vector than its entry's:
+//! interrupt remapping decides that anew each time.
+//!
 //! No lock is held across a commit. Whoever comes back from one and finds another generation leaves: the thread that
 //! made it is on its way. Whoever finds its own looks again at what is due and what it translates to: an
 //! invalidation makes no generation. While remote IRR is set nothing is due, so the route cannot change under an
@@ -293,7 +296,13 @@ impl IoapicPort {
                     return;
                 }
                 true => port.park(interrupt),
-                false => Park::Ready,
+                false => {
+                    // Nothing is in service, or nothing would be due.
+                    if port.unpark() {
+                        self.core.table.release(self.gsi(pin));
+                    }
+                    Park::Ready
+                }
             };
             match park {
                 Park::Ready => {
@@ -398,14 +407,7 @@ impl State {
 
     /// A pin that became edge owns no route. Returns whether it had one.
     fn unpark_edge(&mut self, pin: u8) -> bool {
-        let edge = self.chip.trigger(pin) == Some(Trigger::Edge);
-        let port = &mut self.pins[usize::from(pin)];
-        let unparks = edge && port.parking != Parking::Unparked;
-        if unparks {
-            port.parking = Parking::Unparked;
-            port.generation += 1;
-        }
-        unparks
+        self.chip.trigger(pin) == Some(Trigger::Edge) && self.pins[usize::from(pin)].unpark()
     }
 
     fn delivered(&mut self, pin: u8, acceptance: Acceptance) {
@@ -438,6 +440,16 @@ impl PinPort {
                 Park::Commit { generation: self.generation }
             }
         }
+    }
+
+    /// The pin needs no route. Returns whether it had one, or was about to.
+    fn unpark(&mut self) -> bool {
+        let parked = self.parking != Parking::Unparked;
+        if parked {
+            self.parking = Parking::Unparked;
+            self.generation += 1;
+        }
+        parked
     }
 
     /// A commit of `generation` is over.
