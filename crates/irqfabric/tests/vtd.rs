@@ -9,7 +9,7 @@ use irqfabric::fabric::{BuildError, Fabric, IOAPIC_ADDRESS, MsiVectors, Promotio
 use irqfabric::hv::{Capacity, HvError, Hypervisor, Route, Target};
 use irqfabric::line::Level;
 use irqfabric::memory::Memory as _;
-use irqfabric::msg::{Acceptance, Interrupt, RequesterId};
+use irqfabric::msg::{Acceptance, Interrupt, RequesterId, Trigger};
 use irqfabric::remap::vtd::{Faults, Vtd};
 use std::sync::Arc;
 use std::thread;
@@ -33,6 +33,16 @@ fn unmergeable(count: u64) -> impl Iterator<Item = u128> {
 fn machine() -> (Driver, Arc<Recorder>) {
     let recorder = Recorder::new();
     (machine_on(recorder.clone()), recorder)
+}
+
+/// The machine as it is, saved and restored on another backend.
+fn restored(guest: &Driver) -> (Driver, Arc<Recorder>) {
+    let recorder = Recorder::new();
+    let (address, registers, faults) = guest.fabric.vtd().unwrap();
+    let chip = guest.fabric.ioapics().next().unwrap().2;
+    let builder = Fabric::builder(recorder.clone()).ioapic(Ioapic::restore(&chip).unwrap()).memory(guest.ram.clone());
+    let unit = (Vtd::restore(&registers).unwrap(), Faults::restore(&faults).unwrap());
+    (Driver::new(builder.vtd(address, unit.0, unit.1).build().unwrap(), guest.ram.clone()), recorder)
 }
 
 fn program(vectors: &MsiVectors, index: usize, irte: u16) {
@@ -484,14 +494,9 @@ fn a_saved_unit_goes_on_as_it_was() {
     let source = guest.fabric.line(10).unwrap().source("disk");
     guest.fabric.program(10, remappable_pin(3, 10) | LEVEL);
     source.raise();
-    let (address, registers, faults) = guest.fabric.vtd().unwrap();
-    let chip = guest.fabric.ioapics().next().unwrap().2;
     let states = vectors.save();
-
-    let recorder = Recorder::new();
-    let builder = Fabric::builder(recorder.clone()).ioapic(Ioapic::restore(&chip).unwrap()).memory(guest.ram.clone());
-    let unit = (Vtd::restore(&registers).unwrap(), Faults::restore(&faults).unwrap());
-    let restored = Driver::new(builder.vtd(address, unit.0, unit.1).build().unwrap(), guest.ram.clone());
+    let (restored, recorder) = restored(&guest);
+    assert_eq!(recorder.take(), [], "no end of an interrupt is to be reported");
     assert_eq!(restored.fabric.vtd(), guest.fabric.vtd());
     assert_eq!((restored.read(GSTS), restored.take_faults()), (QIE | IRE | SIRTP, vec![(0x22, 4)]));
     let vectors = restored.fabric.msi_vectors(DEVICE, 2);
@@ -502,6 +507,38 @@ fn a_saved_unit_goes_on_as_it_was() {
     disk.restore(Level::High);
     restored.fabric.mmio_write(IOAPIC_ADDRESS + 0x40, &10u32.to_le_bytes());
     assert_eq!(recorder.take_vectors(), [0x41], "the level stands, and was ended");
+}
+
+/// The route of the interrupt that was delivered is not in the snapshot, and its entry is another by now.
+#[test]
+fn a_restored_level_in_service_is_ended_though_its_entry_changed_meanwhile() {
+    let level = irte(0x41, 0) | TRIGGER_LEVEL;
+    let absent = 0;
+    for changed in [level, absent, irte(0x41, 0), irte(0x42, 0) | TRIGGER_LEVEL] {
+        let (guest, _) = machine();
+        guest.enable();
+        guest.set(3, level);
+        let source = guest.fabric.line(10).unwrap().source("disk");
+        guest.fabric.program(10, remappable_pin(3, 0x41) | LEVEL);
+        source.raise();
+        guest.set(3, changed);
+        guest.invalidate(by_index(3, 0));
+        let (Driver { fabric, .. }, recorder) = restored(&guest);
+        let reported = |route: &Route| match route.target {
+            Target::Interrupt(interrupt) => (route.gsi, interrupt.vector, interrupt.trigger),
+            Target::Opaque(_) => panic!("there is none"),
+        };
+        assert_eq!(recorder.table().iter().map(reported).collect::<Vec<_>>(), [(10, 0x41, Trigger::Level)]);
+        // KVM reports the end for that route's sake. By then the entry is as it was before.
+        let disk = fabric.line(10).unwrap().source("disk");
+        disk.restore(Level::High);
+        recorder.take();
+        guest.set(3, level);
+        fabric.end_of_interrupt(0x41);
+        assert_eq!(recorder.take_vectors(), [0x41]);
+        let parked = Interrupt { vector: 0x41, trigger: Trigger::Level, ..Interrupt::default() };
+        assert_eq!(recorder.table()[0].target, parked.into(), "and is to its own processor again");
+    }
 }
 
 /// What the guest had asked for when it was saved is done when it is restored.

@@ -31,7 +31,7 @@ use super::report::PinStats;
 use super::translation::Translating;
 use crate::chip::ioapic::{Ioapic, PinSet, Written};
 use crate::line::{Level, Pin};
-use crate::msg::{Acceptance, DeliveryMode, Interrupt, Trigger};
+use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Interrupt, Trigger};
 use crate::remap::{Entries, Target, Translation};
 use crate::sync::{Mutex, MutexGuard};
 use std::sync::Arc;
@@ -138,11 +138,13 @@ impl IoapicPort {
         let Session { translation, state } = &mut session;
         let mut newest = None;
         for pin in state.chip.in_service() {
-            let Some(message) = state.chip.programmed(pin) else { continue };
-            let Ok(Translation { target: Target::Interrupt(interrupt), .. }) = translation.translate(&message) else {
-                continue;
+            let translated = state.chip.programmed(pin).map(|message| translation.translate(&message));
+            let present = match translated {
+                Some(Ok(Translation { target: Target::Interrupt(interrupt), .. })) => Some(interrupt),
+                _ => None,
             };
-            if state.parks(pin, &interrupt) {
+            let wanted = present.filter(|interrupt| state.parks(pin, interrupt)).or_else(|| state.to_everybody(pin));
+            if let Some(interrupt) = wanted {
                 newest = newest.max(Some(self.core.table.put(self.gsi(pin), interrupt)));
                 state.pins[usize::from(pin)].parking = Parking::Parked(interrupt);
             }
@@ -403,6 +405,21 @@ impl State {
     fn parks(&self, pin: u8, interrupt: &Interrupt) -> bool {
         let level = self.chip.trigger(pin) == Some(Trigger::Level) && interrupt.trigger == Trigger::Level;
         level && self.chip.vector(pin) == Some(interrupt.vector)
+    }
+
+    /// What has the end of a pin's interrupt reported, whoever took it. Of one that was delivered by a remapping entry that
+    /// is another by now, the vector is all that is known: KVM reports an end by that, to a vCPU in whose ISR or IRR it
+    /// is. `None` if there can be no such end: vectors below 16 are never delivered.
+    fn to_everybody(&self, pin: u8) -> Option<Interrupt> {
+        let vector = self.chip.vector(pin).filter(|vector| *vector >= 16)?;
+        let route = Interrupt {
+            vector,
+            trigger: Trigger::Level,
+            destination: u32::MAX,
+            destination_mode: DestinationMode::Logical,
+            ..Interrupt::default()
+        };
+        self.parks(pin, &route).then_some(route)
     }
 
     /// A pin that became edge owns no route. Returns whether it had one.
