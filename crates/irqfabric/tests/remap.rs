@@ -5,10 +5,13 @@ mod common;
 use common::{Guest, LEVEL, MASKED, Recorder, entry};
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{Fabric, FabricBuilder, Promotion};
-use irqfabric::msg::{Interrupt, Masking, Message, RequesterId};
+use irqfabric::msg::{Interrupt, Masking, Message, RequesterId, Trigger};
 use irqfabric::remap::{Cookie, Entries, Event, Fault, Refusal, Remapper, Target, Translation, Untranslated, XenPirq};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The vector that the table's own fault event asks for.
 const FAULT_EVENT: u8 = 0xfe;
@@ -264,4 +267,51 @@ fn who_waits_for_an_event_may_call_back() {
     // By its eventfd as well: then it is the dispatcher that is called back from.
     signal.signal();
     assert_eq!((calls.lock().unwrap().clone(), recorder.take_vectors()), (vec![5], vec![0x41]));
+}
+
+/// A guest that rewrites a level pin's entry all the time: another destination at each look, until it rests.
+#[derive(Default)]
+struct Restless {
+    rests: AtomicBool,
+    destination: AtomicU32,
+}
+
+impl Remapper for Restless {
+    fn translate(&self, _: &Message) -> Result<Translation, Refusal> {
+        let destination = match self.rests.load(Relaxed) {
+            true => self.destination.load(Relaxed),
+            false => self.destination.fetch_add(1, Relaxed),
+        };
+        let interrupt = Interrupt { vector: 0x41, destination, trigger: Trigger::Level, ..Interrupt::default() };
+        Ok(Translation { target: Target::Interrupt(interrupt), cookie: None })
+    }
+}
+
+#[test]
+fn who_raises_a_level_comes_back_though_its_entry_never_rests_and_it_is_delivered_when_it_does() {
+    let (recorder, table) = (Recorder::new(), Arc::new(Restless::default()));
+    let builder = Fabric::builder(recorder.clone()).ioapic(Ioapic::default()).remapper(table.clone());
+    let fabric = builder.build().unwrap();
+    let source = fabric.line(10).unwrap().source("disk");
+    fabric.program(10, entry(0x41, 0) | LEVEL);
+    let (raised, comes_back) = mpsc::channel();
+    // Not joined if it does not come back: the test fails all the same.
+    thread::spawn(move || {
+        source.raise();
+        raised.send(source).unwrap();
+    });
+    let source = comes_back.recv_timeout(Duration::from_secs(10)).expect("raise does not come back");
+    assert!(recorder.take_vectors().is_empty());
+    // The dispatcher does not stay with it either: the line is free.
+    source.lower();
+    source.raise();
+    table.rests.store(true, Relaxed);
+    let start = Instant::now();
+    while recorder.take_vectors() != [0x41] {
+        assert!(start.elapsed() < Duration::from_secs(10), "a level that stands was never delivered");
+        thread::yield_now();
+    }
+    let destination = table.destination.load(Relaxed);
+    let parked = Interrupt { vector: 0x41, destination, trigger: Trigger::Level, ..Interrupt::default() };
+    assert_eq!(recorder.table()[0].target, parked.into());
 }

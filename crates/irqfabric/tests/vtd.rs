@@ -6,27 +6,43 @@ use common::vtd::*;
 use common::{Call, Guest, LEVEL, REMOTE_IRR, Recorder, entry};
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::{BuildError, Fabric, IOAPIC_ADDRESS, MsiVectors, Promotion};
-use irqfabric::hv::Target;
+use irqfabric::hv::{Capacity, HvError, Hypervisor, Route, Target};
 use irqfabric::line::Level;
 use irqfabric::memory::Memory as _;
-use irqfabric::msg::{Interrupt, RequesterId};
+use irqfabric::msg::{Acceptance, Interrupt, RequesterId, Trigger};
 use irqfabric::remap::vtd::{Faults, Vtd};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 const IOAPIC: RequesterId = RequesterId::new(0xff, 0, 0);
 const DEVICE: RequesterId = RequesterId::new(0, 3, 0);
 
-fn machine_on(recorder: &Arc<Recorder>) -> Driver {
+fn machine_on(hypervisor: impl Hypervisor + 'static) -> Driver {
     let ram = Ram::new();
-    let builder = Fabric::builder(recorder.clone()).ioapic(Ioapic::default().with_requester(IOAPIC));
+    let builder = Fabric::builder(hypervisor).ioapic(Ioapic::default().with_requester(IOAPIC));
     let builder = builder.promotion(Promotion::Prefill).memory(ram.clone());
     Driver::new(builder.vtd(UNIT, Vtd::default(), Faults::default()).build().unwrap(), ram)
 }
 
+/// Descriptors none of which can be merged with the one before it.
+fn unmergeable(count: u64) -> impl Iterator<Item = u128> {
+    (0..count).map(|place| by_index(if place % 2 == 0 { 0 } else { 0x100 }, 0))
+}
+
 fn machine() -> (Driver, Arc<Recorder>) {
     let recorder = Recorder::new();
-    (machine_on(&recorder), recorder)
+    (machine_on(recorder.clone()), recorder)
+}
+
+/// The machine as it is, saved and restored on another backend.
+fn restored(guest: &Driver) -> (Driver, Arc<Recorder>) {
+    let recorder = Recorder::new();
+    let (address, registers, faults) = guest.fabric.vtd().unwrap();
+    let chip = guest.fabric.ioapics().next().unwrap().2;
+    let builder = Fabric::builder(recorder.clone()).ioapic(Ioapic::restore(&chip).unwrap()).memory(guest.ram.clone());
+    let unit = (Vtd::restore(&registers).unwrap(), Faults::restore(&faults).unwrap());
+    (Driver::new(builder.vtd(address, unit.0, unit.1).build().unwrap(), guest.ram.clone()), recorder)
 }
 
 fn program(vectors: &MsiVectors, index: usize, irte: u16) {
@@ -225,6 +241,38 @@ fn a_level_pin_parks_its_route_where_the_entry_is_level_and_has_the_pins_vector(
 }
 
 #[test]
+fn a_pin_whose_entry_became_edge_or_got_another_vector_gives_its_route_up_at_the_next_commit() {
+    for other in [irte(0x41, 0), irte(0x42, 0) | TRIGGER_LEVEL] {
+        let (guest, recorder) = machine();
+        guest.enable();
+        guest.set(9, irte(0x41, 0) | TRIGGER_LEVEL);
+        guest.set(10, irte(0x48, 0) | TRIGGER_LEVEL);
+        let [a, b] = [10, 11].map(|gsi| guest.fabric.line(gsi).unwrap().source("disk"));
+        guest.fabric.program(10, remappable_pin(9, 0x41) | LEVEL);
+        guest.fabric.program(11, remappable_pin(10, 0x48) | LEVEL);
+        a.pulse();
+        guest.fabric.end_of_interrupt(0x41);
+        guest.set(9, other);
+        guest.invalidate(by_index(9, 0));
+        recorder.take();
+        a.raise();
+        assert_eq!(recorder.take().len(), 1, "delivered, and no commit for the sake of what is not needed");
+        b.raise();
+        assert_eq!(recorder.table().iter().map(|route| route.gsi).collect::<Vec<_>>(), [11]);
+        // Level and of its vector again, it needs a new one before it is delivered.
+        guest.fabric.mmio_write(IOAPIC_ADDRESS + 0x40, &0x41u32.to_le_bytes());
+        recorder.take();
+        a.lower();
+        guest.fabric.mmio_write(IOAPIC_ADDRESS + 0x40, &0x41u32.to_le_bytes());
+        guest.set(9, irte(0x41, 0) | TRIGGER_LEVEL);
+        guest.invalidate(by_index(9, 0));
+        recorder.take();
+        a.raise();
+        assert!(matches!(recorder.take()[..], [Call::Commit(_), Call::Deliver(_)]));
+    }
+}
+
+#[test]
 fn a_blocked_level_comes_at_the_invalidation_that_covers_it() {
     let (guest, recorder) = machine();
     guest.enable();
@@ -245,7 +293,7 @@ fn a_blocked_level_comes_at_the_invalidation_that_covers_it() {
 #[test]
 fn a_range_invalidation_touches_its_own_routes_only_by_one_commit() {
     let recorder = Recorder::with_irqfds();
-    let guest = machine_on(&recorder);
+    let guest = machine_on(recorder.clone());
     guest.enable();
     let _vectors = hot(&guest, 64);
     let vector_of = |target: Target| match target {
@@ -266,7 +314,7 @@ fn a_range_invalidation_touches_its_own_routes_only_by_one_commit() {
 #[test]
 fn an_invalidation_is_in_force_before_its_wait_is_done_and_registers_are_free_meanwhile() {
     let recorder = Recorder::with_irqfds();
-    let guest = machine_on(&recorder);
+    let guest = machine_on(recorder.clone());
     guest.enable();
     let _vectors = hot(&guest, 1);
     recorder.take();
@@ -296,9 +344,7 @@ fn an_invalidation_is_in_force_before_its_wait_is_done_and_registers_are_free_me
 fn a_full_queue_does_not_hold_a_processor() {
     let (guest, _) = machine();
     guest.enable();
-    // None of them can be merged with the one before it.
-    let descriptors = (0..DESCRIPTORS - 2).map(|place| by_index(if place % 2 == 0 { 0 } else { 0x100 }, 0));
-    guest.put(descriptors);
+    guest.put(unmergeable(DESCRIPTORS - 2));
     let wait = guest.put_wait();
     guest.submit();
     let read = guest.ram.descriptors_read_here();
@@ -308,10 +354,81 @@ fn a_full_queue_does_not_hold_a_processor() {
     assert_eq!(guest.ram.descriptors_read_here(), read, "the rest was the dispatcher's");
 }
 
+/// The dispatcher is held in the middle of a long queue, an eventfd fires, and it goes on.
+#[test]
+fn a_cold_eventfd_does_not_wait_for_the_rest_of_a_queue() {
+    let (guest, recorder) = machine();
+    guest.enable();
+    let vectors = guest.fabric.msi_vectors(DEVICE, 1);
+    guest.set(3, irte(0x61, 0));
+    program(&vectors, 0, 3);
+    let eventfd = vectors[0].eventfd().unwrap();
+    // Two levels that come at their invalidations, the first of them by a commit.
+    let sources = [10, 11].map(|gsi| guest.fabric.line(gsi).unwrap().source("disk"));
+    guest.fabric.program(10, remappable_pin(0x10, 0x50) | LEVEL);
+    guest.fabric.program(11, remappable_pin(0x11, 0x51) | LEVEL);
+    sources.iter().for_each(|source| source.raise());
+    guest.set(0x10, irte(0x50, 0) | TRIGGER_LEVEL);
+    guest.set(0x11, irte(0x51, 0));
+    guest.put(unmergeable(100));
+    guest.put([by_index(0x10, 0)]);
+    guest.put(unmergeable(100));
+    guest.put([by_index(0x11, 0)]);
+    let wait = guest.put_wait();
+    recorder.hold_commits(true);
+    guest.submit();
+    recorder.wait_held(1);
+    eventfd.write(1).unwrap();
+    recorder.hold_commits(false);
+    guest.wait_for(wait);
+    assert_eq!(recorder.take_vectors(), [0x50, 0x61, 0x51]);
+}
+
+/// A backend that takes two milliseconds to deliver.
+struct Slow(Arc<Recorder>);
+
+impl Hypervisor for Slow {
+    fn start(&self, pins: u32) -> Result<Capacity, HvError> {
+        self.0.start(pins)
+    }
+
+    fn deliver(&self, interrupt: &Interrupt) -> Result<Acceptance, HvError> {
+        thread::sleep(Duration::from_millis(2));
+        self.0.deliver(interrupt)
+    }
+
+    fn commit(&self, routes: &[Route]) -> Result<(), HvError> {
+        self.0.commit(routes)
+    }
+}
+
+#[test]
+fn invalidations_that_take_long_do_not_hold_a_processor_either() {
+    let recorder = Recorder::new();
+    let guest = machine_on(Slow(recorder.clone()));
+    guest.enable();
+    let pins = 10..20;
+    let sources: Vec<_> = pins.clone().map(|gsi| guest.fabric.line(gsi).unwrap().source("disk")).collect();
+    for (pin, source) in (10..).zip(&sources) {
+        guest.fabric.program(pin, remappable_pin(2 * u16::from(pin), pin) | LEVEL);
+        source.raise();
+        guest.set(2 * u16::from(pin), irte(0x40 + pin, 0));
+    }
+    // Each delivers a level that was blocked.
+    guest.put(pins.clone().map(|pin| by_index(2 * pin as u16, 0)));
+    let wait = guest.put_wait();
+    let before = guest.ram.descriptors_read_here();
+    guest.submit();
+    let read = guest.ram.descriptors_read_here() - before;
+    assert!(read <= 2, "{read} descriptors were looked at before the processor went on");
+    guest.wait_for(wait);
+    assert_eq!(recorder.take_vectors(), pins.map(|pin| 0x40 + pin as u8).collect::<Vec<_>>());
+}
+
 #[test]
 fn processors_that_invalidate_at_once_are_all_served() {
     let recorder = Recorder::with_irqfds();
-    let guest = machine_on(&recorder);
+    let guest = machine_on(recorder.clone());
     guest.enable();
     let vectors = hot(&guest, 4);
     thread::scope(|scope| {
@@ -377,14 +494,9 @@ fn a_saved_unit_goes_on_as_it_was() {
     let source = guest.fabric.line(10).unwrap().source("disk");
     guest.fabric.program(10, remappable_pin(3, 10) | LEVEL);
     source.raise();
-    let (address, registers, faults) = guest.fabric.vtd().unwrap();
-    let chip = guest.fabric.ioapics().next().unwrap().2;
     let states = vectors.save();
-
-    let recorder = Recorder::new();
-    let builder = Fabric::builder(recorder.clone()).ioapic(Ioapic::restore(&chip).unwrap()).memory(guest.ram.clone());
-    let unit = (Vtd::restore(&registers).unwrap(), Faults::restore(&faults).unwrap());
-    let restored = Driver::new(builder.vtd(address, unit.0, unit.1).build().unwrap(), guest.ram.clone());
+    let (restored, recorder) = restored(&guest);
+    assert_eq!(recorder.take(), [], "no end of an interrupt is to be reported");
     assert_eq!(restored.fabric.vtd(), guest.fabric.vtd());
     assert_eq!((restored.read(GSTS), restored.take_faults()), (QIE | IRE | SIRTP, vec![(0x22, 4)]));
     let vectors = restored.fabric.msi_vectors(DEVICE, 2);
@@ -395,6 +507,38 @@ fn a_saved_unit_goes_on_as_it_was() {
     disk.restore(Level::High);
     restored.fabric.mmio_write(IOAPIC_ADDRESS + 0x40, &10u32.to_le_bytes());
     assert_eq!(recorder.take_vectors(), [0x41], "the level stands, and was ended");
+}
+
+/// The route of the interrupt that was delivered is not in the snapshot, and its entry is another by now.
+#[test]
+fn a_restored_level_in_service_is_ended_though_its_entry_changed_meanwhile() {
+    let level = irte(0x41, 0) | TRIGGER_LEVEL;
+    let absent = 0;
+    for changed in [level, absent, irte(0x41, 0), irte(0x42, 0) | TRIGGER_LEVEL] {
+        let (guest, _) = machine();
+        guest.enable();
+        guest.set(3, level);
+        let source = guest.fabric.line(10).unwrap().source("disk");
+        guest.fabric.program(10, remappable_pin(3, 0x41) | LEVEL);
+        source.raise();
+        guest.set(3, changed);
+        guest.invalidate(by_index(3, 0));
+        let (Driver { fabric, .. }, recorder) = restored(&guest);
+        let reported = |route: &Route| match route.target {
+            Target::Interrupt(interrupt) => (route.gsi, interrupt.vector, interrupt.trigger),
+            Target::Opaque(_) => panic!("there is none"),
+        };
+        assert_eq!(recorder.table().iter().map(reported).collect::<Vec<_>>(), [(10, 0x41, Trigger::Level)]);
+        // KVM reports the end for that route's sake. By then the entry is as it was before.
+        let disk = fabric.line(10).unwrap().source("disk");
+        disk.restore(Level::High);
+        recorder.take();
+        guest.set(3, level);
+        fabric.end_of_interrupt(0x41);
+        assert_eq!(recorder.take_vectors(), [0x41]);
+        let parked = Interrupt { vector: 0x41, trigger: Trigger::Level, ..Interrupt::default() };
+        assert_eq!(recorder.table()[0].target, parked.into(), "and is to its own processor again");
+    }
 }
 
 /// What the guest had asked for when it was saved is done when it is restored.

@@ -25,6 +25,9 @@ const BATCH: usize = 256;
 /// How many full batches may put a promotion off: what is ready is delivered first, but a flood must not starve it.
 const ROUNDS: usize = 16;
 
+/// When an epoll_wait that failed is tried again.
+const RETRY: Duration = Duration::from_millis(10);
+
 pub(crate) struct Dispatcher {
     shared: Arc<Shared>,
     thread: std::sync::Mutex<Option<JoinHandle<()>>>,
@@ -147,8 +150,8 @@ impl Drop for Dispatcher {
 }
 
 impl Shared {
-    fn take_due(&self) -> Option<Box<dyn FnOnce() + Send>> {
-        self.deadlines.lock().take_due()
+    fn take_due(&self, now: Instant) -> Option<Box<dyn FnOnce() + Send>> {
+        self.deadlines.lock().take_due(now)
     }
 }
 
@@ -189,16 +192,17 @@ impl Deadlines {
         self.acts.first_key_value().map(|(&(time, _), _)| time)
     }
 
-    fn take_due(&mut self) -> Option<Box<dyn FnOnce() + Send>> {
+    /// The first of all, if its time has come before `now`.
+    fn take_due(&mut self, now: Instant) -> Option<Box<dyn FnOnce() + Send>> {
         let first = self.acts.first_entry()?;
-        (first.key().0 <= Instant::now()).then(|| first.remove())
+        (first.key().0 < now).then(|| first.remove())
     }
 }
 
 fn run(shared: &Shared, core: &Weak<Core>) {
     let mut candidates = Candidates::default();
     let mut events = vec![EpollEvent::default(); BATCH];
-    let mut rounds = 0;
+    let (mut rounds, mut fails) = (0, false);
     loop {
         let deadline = candidates.deadline().into_iter().chain(shared.deadlines.lock().first()).min();
         let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -206,8 +210,12 @@ fn run(shared: &Shared, core: &Weak<Core>) {
             Ok(ready) => ready,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
-                tracing::error!(%error, "epoll_wait: eventfds are not listened to any more");
-                return;
+                // What is put off must be done all the same: others wait for it.
+                if !std::mem::replace(&mut fails, true) {
+                    tracing::error!(%error, "epoll_wait: eventfds are not listened to");
+                }
+                thread::sleep(RETRY);
+                0
             }
         };
         if shared.stop.load(Ordering::Acquire) {
@@ -229,7 +237,10 @@ fn run(shared: &Shared, core: &Weak<Core>) {
             continue;
         }
         rounds = 0;
-        while let Some(act) = shared.take_due() {
+        // What an act puts off to this very moment comes after the eventfds that are ready by then: a guest can keep one
+        // going for ever.
+        let now = Instant::now();
+        while let Some(act) = shared.take_due(now) {
             act();
         }
         candidates.promote_if_due(&core);

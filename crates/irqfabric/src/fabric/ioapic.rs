@@ -12,13 +12,16 @@
 //!      └── commit failed, pin edge ──┴────────┴──────────────────────────────────────────┘
 //! ```
 //!
+//! A pin is edge here, too, when its message is about to be delivered edge-triggered or with another vector than its entry's:
+//! interrupt remapping decides that anew each time.
+//!
 //! No lock is held across a commit. Whoever comes back from one and finds another generation leaves: the thread that
 //! made it is on its way. Whoever finds its own looks again at what is due and what it translates to: an
 //! invalidation makes no generation. While remote IRR is set nothing is due, so the route cannot change under an
 //! interrupt in service, whatever is written to the entry.
 //!
-//! **Later.** Two things are left to the dispatcher to try again after [`DELAY`]: a level whose route the host could not
-//! commit, and the storm brake's. A level that nobody lowers, on a pin whose entry nobody touches, comes back at each
+//! **Later.** Three things are left to the dispatcher to try again after [`DELAY`]: a level whose route the host could not
+//! commit, one that wanted another route after each of [`COMMITS`], and the storm brake's. A level that nobody lowers, on a pin whose entry nobody touches, comes back at each
 //! end of its interrupt, and a guest that has no handler for it does nothing else any more; after [`STORM`] of these in a row
 //! the next waits, so that the guest gets to run. KVM's own IOAPIC does the same (`arch/x86/kvm/ioapic.c`,
 //! IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT). Whatever else gives a reason to deliver meanwhile does so at once.
@@ -28,7 +31,7 @@ use super::report::PinStats;
 use super::translation::Translating;
 use crate::chip::ioapic::{Ioapic, PinSet, Written};
 use crate::line::{Level, Pin};
-use crate::msg::{Acceptance, DeliveryMode, Interrupt, Trigger};
+use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Interrupt, Trigger};
 use crate::remap::{Entries, Target, Translation};
 use crate::sync::{Mutex, MutexGuard};
 use std::sync::Arc;
@@ -36,6 +39,10 @@ use std::time::{Duration, Instant};
 
 /// How many redeliveries in a row make a storm.
 const STORM: u32 = 10_000;
+
+/// How many commits one attempt makes for a pin that wants another route after each: its translation is the guest's to change
+/// as often as it likes, and the line's lock is held.
+const COMMITS: u32 = 3;
 
 /// How long what is put off waits.
 const DELAY: Duration = Duration::from_millis(10);
@@ -131,11 +138,13 @@ impl IoapicPort {
         let Session { translation, state } = &mut session;
         let mut newest = None;
         for pin in state.chip.in_service() {
-            let Some(message) = state.chip.programmed(pin) else { continue };
-            let Ok(Translation { target: Target::Interrupt(interrupt), .. }) = translation.translate(&message) else {
-                continue;
+            let translated = state.chip.programmed(pin).map(|message| translation.translate(&message));
+            let present = match translated {
+                Some(Ok(Translation { target: Target::Interrupt(interrupt), .. })) => Some(interrupt),
+                _ => None,
             };
-            if state.parks(pin, &interrupt) {
+            let wanted = present.filter(|interrupt| state.parks(pin, interrupt)).or_else(|| state.to_everybody(pin));
+            if let Some(interrupt) = wanted {
                 newest = newest.max(Some(self.core.table.put(self.gsi(pin), interrupt)));
                 state.pins[usize::from(pin)].parking = Parking::Parked(interrupt);
             }
@@ -268,11 +277,12 @@ impl IoapicPort {
     }
 
     /// Delivers what `pin` has to send, if anything: one system call, and before it one table commit if a level
-    /// pin's message has changed since its last delivery.
+    /// pin's message has changed since its last delivery, or up to [`COMMITS`] if it keeps changing.
     ///
     /// Inlined: behind a system call the processor predicts no return, and each one costs as much as a lock.
     #[inline(always)]
     fn attempt<'a>(self: &'a Arc<Self>, mut session: Session<'a>, pin: u8) {
+        let mut commits = 0;
         while let Some(message) = session.state.chip.due(pin) {
             let interrupt = match session.translation.translate(&message) {
                 Ok(Translation { target: Target::Interrupt(interrupt), .. }) => interrupt,
@@ -286,9 +296,21 @@ impl IoapicPort {
                     return session.state.delivered(pin, Acceptance::Refused);
                 }
             };
-            let park = match session.state.parks(pin, &interrupt) {
-                true => session.state.pins[usize::from(pin)].park(interrupt),
-                false => Park::Ready,
+            let parks = session.state.parks(pin, &interrupt);
+            let port = &mut session.state.pins[usize::from(pin)];
+            let park = match parks {
+                true if commits == COMMITS && port.is_news(interrupt) => {
+                    self.put_off(session, pin);
+                    return;
+                }
+                true => port.park(interrupt),
+                false => {
+                    // Nothing is in service, or nothing would be due.
+                    if port.unpark() {
+                        self.core.table.release(self.gsi(pin));
+                    }
+                    Park::Ready
+                }
             };
             match park {
                 Park::Ready => {
@@ -300,6 +322,7 @@ impl IoapicPort {
                 }
                 Park::Elsewhere => return,
                 Park::Commit { generation } => {
+                    commits += 1;
                     let since = self.core.table.put(self.gsi(pin), interrupt);
                     drop(session);
                     let published = self.core.publish(since);
@@ -314,7 +337,7 @@ impl IoapicPort {
                     }
                     // In between the line may have fallen, the pin been masked, the message rewritten to another that
                     // asks for the same interrupt, which was left to us, or its translation invalidated: look again.
-                    // Each further round was caused by a guest that changed something meanwhile.
+                    // Each further round was caused by a guest that changed something meanwhile, which it could do for ever.
                 }
             }
         }
@@ -390,16 +413,24 @@ impl State {
         level && self.chip.vector(pin) == Some(interrupt.vector)
     }
 
+    /// What has the end of a pin's interrupt reported, whoever took it. Of one that was delivered by a remapping entry that
+    /// is another by now, the vector is all that is known: KVM reports an end by that, to a vCPU in whose ISR or IRR it
+    /// is. `None` if there can be no such end: vectors below 16 are never delivered.
+    fn to_everybody(&self, pin: u8) -> Option<Interrupt> {
+        let vector = self.chip.vector(pin).filter(|vector| *vector >= 16)?;
+        let route = Interrupt {
+            vector,
+            trigger: Trigger::Level,
+            destination: u32::MAX,
+            destination_mode: DestinationMode::Logical,
+            ..Interrupt::default()
+        };
+        self.parks(pin, &route).then_some(route)
+    }
+
     /// A pin that became edge owns no route. Returns whether it had one.
     fn unpark_edge(&mut self, pin: u8) -> bool {
-        let edge = self.chip.trigger(pin) == Some(Trigger::Edge);
-        let port = &mut self.pins[usize::from(pin)];
-        let unparks = edge && !matches!(port.parking, Parking::Unparked);
-        if unparks {
-            port.parking = Parking::Unparked;
-            port.generation += 1;
-        }
-        unparks
+        self.chip.trigger(pin) == Some(Trigger::Edge) && self.pins[usize::from(pin)].unpark()
     }
 
     fn delivered(&mut self, pin: u8, acceptance: Acceptance) {
@@ -414,6 +445,14 @@ impl State {
 }
 
 impl PinPort {
+    /// Whether it would take a commit that nobody makes yet.
+    fn is_news(&self, interrupt: Interrupt) -> bool {
+        match self.parking {
+            Parking::Unparked => true,
+            Parking::Committing(known) | Parking::Parked(known) => known != interrupt,
+        }
+    }
+
     fn park(&mut self, interrupt: Interrupt) -> Park {
         match self.parking {
             Parking::Parked(parked) if parked == interrupt => Park::Ready,
@@ -424,6 +463,16 @@ impl PinPort {
                 Park::Commit { generation: self.generation }
             }
         }
+    }
+
+    /// The pin needs no route. Returns whether it had one, or was about to.
+    fn unpark(&mut self) -> bool {
+        let parked = !matches!(self.parking, Parking::Unparked);
+        if parked {
+            self.parking = Parking::Unparked;
+            self.generation += 1;
+        }
+        parked
     }
 
     /// A commit of `generation` is over.
