@@ -8,6 +8,7 @@ pub mod ioapic;
 pub mod lapic;
 pub mod msi;
 pub mod msix;
+pub mod pic;
 pub mod snapshots;
 pub mod vtd;
 
@@ -17,11 +18,12 @@ use arbitrary::{Arbitrary, Unstructured};
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("ioapic", ioapic::run),
     ("lapic", lapic::run),
     ("msi", msi::run),
     ("msix", msix::run),
+    ("pic", pic::run),
     ("snapshots", snapshots::run),
     ("vtd", vtd::run),
 ];
