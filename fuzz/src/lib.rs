@@ -4,6 +4,7 @@
 //! not what it must be: each has an oracle, a second account of the part's state or of the rule that it follows. The
 //! fuzzer runs them (`cargo xtask fuzz`), and so does `cargo test`, over the corpus and random inputs.
 
+pub mod fabric;
 pub mod ioapic;
 pub mod lapic;
 pub mod msi;
@@ -18,7 +19,8 @@ use arbitrary::{Arbitrary, Unstructured};
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
+    ("fabric", fabric::run),
     ("ioapic", ioapic::run),
     ("lapic", lapic::run),
     ("msi", msi::run),

@@ -213,12 +213,26 @@ impl Chip {
 
 /// The two with the wire between them.
 #[derive(Clone, Debug)]
-struct Pair {
+pub(crate) struct Pair {
     master: Chip,
     slave: Chip,
 }
 
+impl Default for Pair {
+    fn default() -> Self {
+        Self { master: Chip::new(true), slave: Chip::new(false) }
+    }
+}
+
 impl Pair {
+    pub(crate) fn intr(&self) -> bool {
+        self.master.int
+    }
+
+    pub(crate) fn in_service(&self) -> u16 {
+        u16::from_le_bytes([bits(&self.master.serving), bits(&self.slave.serving)])
+    }
+
     fn chip(&mut self, slave: bool) -> &mut Chip {
         if slave { &mut self.slave } else { &mut self.master }
     }
@@ -244,14 +258,14 @@ impl Pair {
         self.master.int = self.master.winner().is_some();
     }
 
-    fn set(&mut self, input: u8, high: bool) {
+    pub(crate) fn set(&mut self, input: u8, high: bool) {
         if input < 16 && input != 2 {
             self.chip(input >= 8).drive(usize::from(input % 8), high);
             self.requested();
         }
     }
 
-    fn pulse(&mut self, input: u8) {
+    pub(crate) fn pulse(&mut self, input: u8) {
         if input < 16 && input != 2 {
             let chip = self.chip(input >= 8);
             let input = usize::from(input % 8);
@@ -260,7 +274,7 @@ impl Pair {
         }
     }
 
-    fn acknowledge(&mut self) -> Acknowledged {
+    pub(crate) fn acknowledge(&mut self) -> Acknowledged {
         let taken = self.master.acknowledge();
         let by_slave = taken.is_some_and(|input| self.master.answers_for_slave(input));
         let answer = if by_slave {
@@ -273,7 +287,7 @@ impl Pair {
         answer
     }
 
-    fn write(&mut self, port: u16, word: u8) {
+    pub(crate) fn write(&mut self, port: u16, word: u8) {
         let slave = match port {
             0x20 | 0x21 | 0x4d0 => false,
             0xa0 | 0xa1 | 0x4d1 => true,
@@ -288,7 +302,7 @@ impl Pair {
         self.settle(slave);
     }
 
-    fn read(&mut self, port: u16) -> u8 {
+    pub(crate) fn read(&mut self, port: u16) -> u8 {
         let slave = match port {
             0x20 | 0x21 => false,
             0xa0 | 0xa1 => true,
@@ -318,7 +332,7 @@ struct World {
 /// A target.
 pub fn run(input: &[u8]) {
     let mut input = Unstructured::new(input);
-    let mut world = World { pic: Pic::default(), pair: Pair { master: Chip::new(true), slave: Chip::new(false) } };
+    let mut world = World { pic: Pic::default(), pair: Pair::default() };
     if input.ratio(7u8, 8).unwrap_or(true) {
         // As Linux leaves it, everything unmasked.
         world.step(&Step::Initialize { slave: false, icw1: 0x11, icw4: 0x01 });
@@ -385,9 +399,8 @@ impl World {
     }
 
     fn check(&self) {
-        assert_eq!(self.pic.output() == Level::High, self.pair.master.int, "INTR");
-        let serving = [bits(&self.pair.master.serving), bits(&self.pair.slave.serving)];
-        assert_eq!(self.pic.in_service(), u16::from_le_bytes(serving));
+        assert_eq!(self.pic.output() == Level::High, self.pair.intr(), "INTR");
+        assert_eq!(self.pic.in_service(), self.pair.in_service());
         // What reading would give, and what would be acknowledged.
         let mut probe = Self { pic: self.pic.clone(), pair: self.pair.clone() };
         for port in PORTS {
