@@ -7,12 +7,12 @@ use irqfabric::chip::ioapic::{Ioapic, IoapicState, MAX_PINS, Version, Written};
 use irqfabric::line::Level;
 use irqfabric::msg::{Acceptance, Message, RequesterId};
 
-const REMOTE_IRR: u64 = 1 << 14;
-const LEVEL: u64 = 1 << 15;
-const MASKED: u64 = 1 << 16;
+pub(crate) const REMOTE_IRR: u64 = 1 << 14;
+pub(crate) const LEVEL: u64 = 1 << 15;
+pub(crate) const MASKED: u64 = 1 << 16;
 const REMAPPABLE: u64 = 1 << 48;
 /// Vector, delivery mode, destination mode, polarity, trigger, mask, format, extended destination, destination.
-const WRITABLE: u64 = 0xffff_0000_0001_afff;
+pub(crate) const WRITABLE: u64 = 0xffff_0000_0001_afff;
 
 #[derive(Arbitrary, Debug)]
 enum Step {
@@ -28,15 +28,15 @@ enum Step {
 }
 
 /// Delivery modes that put a vector into the IRR, which alone can be level-triggered.
-fn is_level(entry: u64) -> bool {
+pub(crate) fn is_level(entry: u64) -> bool {
     entry & LEVEL != 0 && !matches!(entry >> 8 & 7, 2 | 4 | 5 | 7)
 }
 
-fn sends(entry: u64) -> bool {
+pub(crate) fn sends(entry: u64) -> bool {
     entry & MASKED == 0 && (entry & REMAPPABLE != 0 || !matches!(entry >> 8 & 7, 3 | 6))
 }
 
-fn message(entry: u64, requester: RequesterId) -> Message {
+pub(crate) fn message(entry: u64, requester: RequesterId) -> Message {
     let level = if is_level(entry) { 0xc000 } else { 0 };
     Message {
         address: 0xfee0_0000 | (entry >> 48) << 4 | (entry >> 11 & 1) << 2,

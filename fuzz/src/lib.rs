@@ -4,10 +4,12 @@
 //! not what it must be: each has an oracle, a second account of the part's state or of the rule that it follows. The
 //! fuzzer runs them (`cargo xtask fuzz`), and so does `cargo test`, over the corpus and random inputs.
 
+pub mod fabric;
 pub mod ioapic;
 pub mod lapic;
 pub mod msi;
 pub mod msix;
+pub mod pic;
 pub mod snapshots;
 pub mod vtd;
 
@@ -17,11 +19,13 @@ use arbitrary::{Arbitrary, Unstructured};
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 8] = [
+    ("fabric", fabric::run),
     ("ioapic", ioapic::run),
     ("lapic", lapic::run),
     ("msi", msi::run),
     ("msix", msix::run),
+    ("pic", pic::run),
     ("snapshots", snapshots::run),
     ("vtd", vtd::run),
 ];

@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[path = "../../crates/irqfabric/src/remap/vtd/tests/oracle.rs"]
-mod oracle;
+pub(crate) mod oracle;
 
 const GCMD: u64 = 0x18;
 const GSTS: u64 = 0x1c;
@@ -520,21 +520,23 @@ fn interrupt(translation: &Translation) -> Interrupt {
     }
 }
 
+/// An interrupt in the oracle's terms.
+pub(crate) fn numbers(interrupt: &Interrupt, cookie: Option<u32>) -> Outcome {
+    Outcome::Interrupt {
+        destination: interrupt.destination,
+        logical: interrupt.destination_mode == DestinationMode::Logical,
+        any: interrupt.redirection_hint == RedirectionHint::Any,
+        mode: interrupt.delivery_mode as u8,
+        level: interrupt.trigger == Trigger::Level,
+        vector: interrupt.vector,
+        cookie,
+    }
+}
+
 /// The same as numbers.
 fn outcome(result: Result<Translation, Refused>) -> Outcome {
     match result {
-        Ok(translation) => {
-            let interrupt = interrupt(&translation);
-            Outcome::Interrupt {
-                destination: interrupt.destination,
-                logical: interrupt.destination_mode == DestinationMode::Logical,
-                any: interrupt.redirection_hint == RedirectionHint::Any,
-                mode: interrupt.delivery_mode as u8,
-                level: interrupt.trigger == Trigger::Level,
-                vector: interrupt.vector,
-                cookie: translation.cookie.map(|Cookie(index)| index),
-            }
-        }
+        Ok(translation) => numbers(&interrupt(&translation), translation.cookie.map(|Cookie(index)| index)),
         Err(Refused::NotAnInterrupt(NotAnInterrupt::Memory(_))) => Outcome::Memory,
         Err(Refused::NotAnInterrupt(NotAnInterrupt::ReservedDeliveryMode(_))) => Outcome::Dropped,
         Err(Refused::Fault(Fault { reason, index, requester: _, processing })) => {

@@ -1,10 +1,11 @@
-//! The project's chores: `cargo xtask test`, `fuzz`, `testbed …` and `figures`.
+//! The project's chores: `cargo xtask test`, `fuzz`, `coverage`, `testbed …` and `figures`.
 //!
 //! `test` runs everything that decides whether the tree is good, from formatting to stock Linux guests. `fuzz` runs the
-//! fuzz targets for as long as one likes. `testbed` prepares and runs the machines for the tests with Linux: a stock Debian
-//! kernel under QEMU's TCG has a real `/dev/kvm`, so they need no hardware virtualization; they work on any x86-64 Debian
-//! machine. `figures` measures what the README shows.
+//! fuzz targets for as long as one likes; `coverage` counts the guest-facing lines that the tests run. `testbed` prepares
+//! and runs the machines for the tests with Linux: a stock Debian kernel under QEMU's TCG has a real `/dev/kvm`, so they
+//! need no hardware virtualization; they work on any x86-64 Debian machine. `figures` measures what the README shows.
 
+mod coverage;
 mod figures;
 mod fuzz;
 mod process;
@@ -32,6 +33,8 @@ enum Chore {
     Test(test::Args),
     /// Run fuzz targets under libFuzzer; the exit status is 0 when none failed
     Fuzz(fuzz::Args),
+    /// Measure which lines of the guest-facing modules the tests run; the exit status is 0 unless they are too few
+    Coverage(coverage::Args),
     /// Stock KVM and stock Linux guests on any machine, without hardware virtualization
     #[command(subcommand)]
     Testbed(testbed::command::Command),
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
     let result = process::install_interrupt_handler().and_then(|()| match Cli::parse().chore {
         Chore::Test(args) => test::run(&args),
         Chore::Fuzz(args) => fuzz::run(&args),
+        Chore::Coverage(args) => coverage::run(&args),
         Chore::Testbed(command) => testbed::command::run(command),
         Chore::Figures => figures::run().map(|()| ExitCode::SUCCESS),
     });

@@ -270,7 +270,7 @@ impl Message {
         if !(Self { address: self.address & !high, ..*self }).is_interrupt() {
             return Err(NotAnInterrupt::Memory(self.address));
         }
-        let address = MsiAddress::from_bits(self.address as u32);
+        let address = MsiAddress::from_bits((self.address & 0xffff_ffff) as u32);
         let data = MsiData::from_bits(self.data);
         let delivery_mode = DeliveryMode::from_bits(data.delivery_mode())
             .ok_or(NotAnInterrupt::ReservedDeliveryMode(data.delivery_mode()))?;
@@ -299,7 +299,7 @@ impl Interrupt {
         let address = MsiAddress::new()
             .with_destination_mode(self.destination_mode)
             .with_redirection_hint(self.redirection_hint == RedirectionHint::Any)
-            .with_destination(self.destination as u8);
+            .with_destination((self.destination & 0xff) as u8);
         let high = u64::from(self.destination & !0xff) << 32;
         (high | u64::from(address.into_bits()), self.data())
     }
@@ -319,7 +319,7 @@ impl Interrupt {
             .with_destination_mode(self.destination_mode)
             .with_redirection_hint(self.redirection_hint == RedirectionHint::Any)
             .with_extended_destination((self.destination >> 8 & 0x7f) as u8)
-            .with_destination(self.destination as u8);
+            .with_destination((self.destination & 0xff) as u8);
         (self.destination <= most).then(|| Message {
             address: u64::from(address.into_bits()),
             data: self.data(),

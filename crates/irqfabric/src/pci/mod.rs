@@ -14,16 +14,6 @@
 //! Sources: PCI Local Bus Specification 3.0, 6.8 (MSI and MSI-X), 2.2.6 and 6.2 (INTx); the names are those of Linux
 //! `include/uapi/linux/pci_regs.h` in words.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::cast_possible_truncation,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
-
 mod bytes;
 pub mod intx;
 pub mod msi;

@@ -65,9 +65,9 @@ impl<R: Remapper, F: Fn(u32) + Send + Sync> Remapper for XenPirq<R, F> {
 
 /// The PIRQ that a message names, if it names one.
 fn pirq(message: &Message) -> Option<u32> {
-    let low = u64::from(message.address as u32);
-    let vector = message.data as u8;
-    let pirq = (low >> 12) as u32 & 0xff | (message.address >> 32) as u32 & !0xff;
+    let low = message.address & 0xffff_ffff;
+    let vector = message.data & 0xff;
+    let pirq = (low >> 12 & 0xff) as u32 | (message.address >> 32) as u32 & !0xff;
     let names_one = (WINDOW_START..WINDOW_END).contains(&low) && vector == 0 && pirq != 0;
     names_one.then_some(pirq)
 }

@@ -372,7 +372,7 @@ impl Lapic {
             }
         };
         let start = (offset & 0xf) as usize;
-        if let Some(bytes) = bytes.get(start..start + data.len().min(16)) {
+        if let Some(bytes) = bytes.get(start..).and_then(|bytes| bytes.get(..data.len())) {
             data.copy_from_slice(bytes);
         }
     }
@@ -415,7 +415,7 @@ impl Lapic {
         }
         let register = self.x2apic_register(msr)?;
         let writable = register.writable(Mode::X2apic).ok_or(GeneralProtection)?;
-        let (high, low) = ((value >> 32) as u32, value as u32);
+        let (high, low) = ((value >> 32) as u32, (value & 0xffff_ffff) as u32);
         if low & !(writable | register.read_only()) != 0 {
             return Err(GeneralProtection);
         }
@@ -453,7 +453,7 @@ impl Lapic {
             Register::TriggerMode(number) => self.trigger_mode.register(number),
             Register::InterruptRequest(number) => self.interrupt_request.register(number),
             Register::ErrorStatus => self.error_status.into_bits(),
-            Register::InterruptCommand => self.interrupt_command as u32,
+            Register::InterruptCommand => (self.interrupt_command & 0xffff_ffff) as u32,
             Register::InterruptCommandHigh => (self.interrupt_command >> 32) as u32,
             Register::LocalVector(entry) => self.local_vector(entry).into_bits(),
             Register::InitialCount => self.initial_count,
@@ -467,7 +467,7 @@ impl Lapic {
     /// `value` has no bits but those that are writable.
     fn set_register(&mut self, register: Register, value: u32) -> Option<Effect> {
         match register {
-            Register::TaskPriority => self.task_priority = value as u8,
+            Register::TaskPriority => self.task_priority = (value & 0xff) as u8,
             Register::EndOfInterrupt => return self.end_of_interrupt(),
             Register::LogicalDestination => self.logical_destination = value,
             // 11.6.2.2: the reserved bits read as ones.
@@ -486,12 +486,14 @@ impl Lapic {
                 self.interrupt_command = u64::from(value) << 32 | self.interrupt_command & 0xffff_ffff;
             }
             Register::LocalVector(entry) => {
-                self.local_vectors[entry as usize] = value;
+                if let Some(stored) = self.local_vectors.get_mut(entry as usize) {
+                    *stored = value;
+                }
                 self.mask_local_vectors_if_disabled();
             }
             Register::InitialCount => self.initial_count = value,
             Register::DivideConfiguration => self.divide_configuration = value,
-            Register::SelfIpi => return self.send_to_self(value as u8),
+            Register::SelfIpi => return self.send_to_self((value & 0xff) as u8),
             Register::Id
             | Register::Version
             | Register::ArbitrationPriority
@@ -515,7 +517,7 @@ impl Lapic {
     /// 11.6.1, of which table 11-3 says what is valid. Where that leaves things undefined they are as in
     /// KVM: every delivery mode goes with every shorthand.
     fn send(&mut self) -> Option<Effect> {
-        let command = InterruptCommand::from_bits(self.interrupt_command as u32);
+        let command = InterruptCommand::from_bits((self.interrupt_command & 0xffff_ffff) as u32);
         let destination = match self.mode() {
             Mode::X2apic => (self.interrupt_command >> 32) as u32,
             Mode::Xapic | Mode::Disabled => (self.interrupt_command >> 56) as u32,
@@ -605,7 +607,7 @@ impl Lapic {
     }
 
     fn local_vector(&self, entry: LocalVector) -> LocalVectorEntry {
-        LocalVectorEntry::from_bits(self.local_vectors[entry as usize])
+        LocalVectorEntry::from_bits(self.local_vectors.get(entry as usize).copied().unwrap_or_default())
     }
 
     /// 11.6.2.

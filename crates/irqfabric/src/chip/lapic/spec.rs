@@ -72,9 +72,9 @@ impl Register {
             0x0d => Self::LogicalDestination,
             0x0e if !x2apic => Self::DestinationFormat,
             0x0f => Self::SpuriousVector,
-            0x10..=0x17 => Self::InService(number as u32 & 7),
-            0x18..=0x1f => Self::TriggerMode(number as u32 & 7),
-            0x20..=0x27 => Self::InterruptRequest(number as u32 & 7),
+            0x10..=0x17 => Self::InService((number & 7) as u32),
+            0x18..=0x1f => Self::TriggerMode((number & 7) as u32),
+            0x20..=0x27 => Self::InterruptRequest((number & 7) as u32),
             0x28 => Self::ErrorStatus,
             0x30 => Self::InterruptCommand,
             0x31 if !x2apic => Self::InterruptCommandHigh,
@@ -267,25 +267,30 @@ impl Vectors {
     }
 
     pub(super) fn insert(&mut self, vector: u8) {
-        self.0[usize::from(vector >> 6)] |= 1 << (vector & 63);
+        if let Some(word) = self.0.get_mut(usize::from(vector >> 6)) {
+            *word |= 1 << (vector & 63);
+        }
     }
 
     pub(super) fn remove(&mut self, vector: u8) {
-        self.0[usize::from(vector >> 6)] &= !(1 << (vector & 63));
+        if let Some(word) = self.0.get_mut(usize::from(vector >> 6)) {
+            *word &= !(1 << (vector & 63));
+        }
     }
 
     pub(super) fn contains(&self, vector: u8) -> bool {
-        self.0[usize::from(vector >> 6)] >> (vector & 63) & 1 != 0
+        self.0.get(usize::from(vector >> 6)).is_some_and(|word| word >> (vector & 63) & 1 != 0)
     }
 
     /// The highest vector. At most four words are looked at.
     pub(super) fn highest(&self) -> Option<u8> {
-        let word = self.0.iter().rposition(|&word| word != 0)?;
-        Some((word as u8) << 6 | (63 - self.0[word].leading_zeros() as u8))
+        let mut words = (0u8..4).zip(self.0).rev();
+        words.find_map(|(number, word)| Some(number << 6 | u8::try_from(word.checked_ilog2()?).ok()?))
     }
 
     /// One of the eight 32-bit registers that show the set.
     pub(super) fn register(&self, number: u32) -> u32 {
-        (self.0[(number >> 1 & 3) as usize] >> (32 * (number & 1))) as u32
+        let word = self.0.get((number >> 1 & 3) as usize).copied().unwrap_or_default();
+        if number & 1 == 0 { (word & 0xffff_ffff) as u32 } else { (word >> 32) as u32 }
     }
 }

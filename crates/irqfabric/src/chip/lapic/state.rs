@@ -144,9 +144,14 @@ impl Lapic {
         if !is_valid_base(apic_base) {
             return Err(RestoreError::ApicBase(apic_base));
         }
-        let reserved = ((irr[0] | isr[0]) & 0xffff).trailing_zeros() as u8;
-        if reserved < FIRST_LEGAL_VECTOR {
-            return Err(RestoreError::ReservedVector(reserved));
+        let (irr, isr) = (Vectors::from_words(irr), Vectors::from_words(isr));
+        let mut reserved = 0..FIRST_LEGAL_VECTOR;
+        if let Some(vector) = reserved.find(|&vector| irr.contains(vector) || isr.contains(vector)) {
+            return Err(RestoreError::ReservedVector(vector));
+        }
+        let mut local_vectors = lvt;
+        for (value, entry) in local_vectors.iter_mut().zip(LocalVector::ALL) {
+            *value &= entry.writable();
         }
         let base = ApicBase::from_bits(apic_base);
         let writable = |register: Register| register.writable(Mode::Xapic).unwrap_or(0);
@@ -159,13 +164,13 @@ impl Lapic {
             logical_destination: ldr & writable(Register::LogicalDestination),
             destination_format: dfr | !writable(Register::DestinationFormat),
             spurious_vector: SpuriousVector::from_bits(svr & writable(Register::SpuriousVector)),
-            in_service: Vectors::from_words(isr),
+            in_service: isr,
             trigger_mode: Vectors::from_words([tmr[0] & !0xffff, tmr[1], tmr[2], tmr[3]]),
-            interrupt_request: Vectors::from_words(irr),
+            interrupt_request: irr,
             error_status: ErrorStatus::from_bits(esr & ErrorStatus::DETECTED),
             errors: ErrorStatus::from_bits(errors & ErrorStatus::DETECTED),
             interrupt_command: icr & command,
-            local_vectors: LocalVector::ALL.map(|entry| lvt[entry as usize] & entry.writable()),
+            local_vectors,
             initial_count,
             divide_configuration: divide_configuration & writable(Register::DivideConfiguration),
             nmi,

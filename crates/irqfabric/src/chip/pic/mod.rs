@@ -44,17 +44,6 @@
 //! - Accesses of several bytes are as many accesses of one byte, as the bus splits them. KVM ignores them.
 //! - IR2 of the master is the slave's alone. KVM lets KVM_IRQ_LINE drive it.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::cast_possible_truncation,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
-
 mod controller;
 mod spec;
 

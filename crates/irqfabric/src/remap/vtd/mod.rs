@@ -21,16 +21,6 @@
 //! remapping), 6.5.2 (queued invalidation), 7 (faults), 9.9 (entries) and 11 (registers); revisions 3 and 4 number some
 //! of them differently. What Linux expects is in its `drivers/iommu/intel/{dmar,irq_remapping}.c`.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::cast_possible_truncation,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
-
 mod faults;
 mod queue;
 mod spec;
