@@ -18,6 +18,7 @@ pub use device::{EdgeInterrupt, EdgeSource, LevelInterrupt};
 use crate::sync::Mutex;
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Weak};
 
 /// The level of a wire.
@@ -249,7 +250,7 @@ impl Line {
         }
         drop(state);
         wire.then();
-        acknowledged.iter().for_each(|acknowledged| acknowledged());
+        tell(&acknowledged);
     }
 
     /// The guest is about to end the interrupt at a chip that must not see the level of the resampling sources any more when
@@ -268,7 +269,7 @@ impl Line {
     /// Chips that are not ours have ended the interrupt, and have lowered the wire as far as the resampling sources held it.
     pub(crate) fn acknowledge(&self) {
         let acknowledged = self.0.state.lock().acknowledge();
-        acknowledged.iter().for_each(|acknowledged| acknowledged());
+        tell(&acknowledged);
     }
 
     /// A level that stands goes to the pins again.
@@ -288,6 +289,14 @@ impl Line {
 
     pub(crate) fn downgrade(&self) -> WeakLine {
         WeakLine(Arc::downgrade(&self.0))
+    }
+}
+
+/// Calls all of them, also if one panics: the others were lowered as well.
+pub(crate) fn tell(acknowledged: &[Acknowledged]) {
+    let panics = acknowledged.iter().filter_map(|acknowledged| catch_unwind(AssertUnwindSafe(|| acknowledged())).err());
+    if let Some(first) = panics.reduce(|first, _| first) {
+        resume_unwind(first);
     }
 }
 

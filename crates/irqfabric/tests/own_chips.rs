@@ -155,6 +155,28 @@ fn what_the_hypervisor_does_not_take_is_an_error_and_leaves_nothing() {
 }
 
 #[test]
+fn a_callback_that_panics_ends_neither_the_fabrics_thread_nor_what_others_are_told() {
+    let (fabric, chips) = machine();
+    let line = fabric.line(0).unwrap();
+    let told = Arc::new(AtomicUsize::new(0));
+    let acknowledged = {
+        let told = told.clone();
+        move || {
+            told.fetch_add(1, SeqCst);
+        }
+    };
+    let panics = line.resampling_source("panics", || panic!("of a device")).unwrap();
+    let device = line.resampling_source("device", acknowledged).unwrap();
+    for rounds in 1..=2 {
+        panics.raise();
+        device.raise();
+        chips.end();
+        eventually("the other is told", || told.load(SeqCst) == rounds);
+        eventually("it is counted", || fabric.stats().panics == rounds as u64);
+    }
+}
+
+#[test]
 fn the_shared_pair_goes_with_the_fabric() {
     let (fabric, chips) = machine();
     let source = fabric.line(0).unwrap().resampling_source("device", || ()).unwrap();

@@ -50,7 +50,7 @@ pub use routes::{OpaqueRoute, RouteError};
 use crate::chip::ioapic::{Ioapic, IoapicState, WINDOW_SIZE, Written};
 use crate::chip::pic::{self as pic_chip, Pic};
 use crate::hv::{Ends, HvError, Hypervisor, OpaqueTarget, Vcpu};
-use crate::line::{Acknowledged, EdgeSource, Line, Pin};
+use crate::line::{self, Acknowledged, EdgeSource, Line, Pin};
 use crate::memory::Memory;
 use crate::msg::RequesterId;
 use crate::remap::vtd::{Faults, FaultsState, Vtd, VtdState, WINDOW_SIZE as VTD_WINDOW_SIZE};
@@ -299,7 +299,7 @@ impl Fabric {
             let acknowledged = self.0.lower_resampling(pic.ending(port, data));
             pic.write(port, data);
             pic.ring();
-            acknowledged.iter().for_each(|acknowledged| acknowledged());
+            line::tell(&acknowledged);
         }
         found.is_some()
     }
@@ -375,7 +375,7 @@ impl Fabric {
     /// What has happened so far.
     pub fn stats(&self) -> Stats {
         let Counters { memory_writes, dropped, blocked, host_errors, wakeups, .. } = &self.0.core.counters;
-        let Counters { promotions, evictions, shortages, brakes, .. } = &self.0.core.counters;
+        let Counters { promotions, evictions, shortages, brakes, panics, .. } = &self.0.core.counters;
         let lines = (0..).zip(&self.0.lines).filter_map(|(gsi, line)| {
             let sources = line.stats();
             let pin = self.0.pin_stats(gsi);
@@ -394,6 +394,7 @@ impl Fabric {
             evictions: evictions.load(Relaxed),
             shortages: shortages.load(Relaxed),
             brakes: brakes.load(Relaxed),
+            panics: panics.load(Relaxed),
             host_errors: host_errors.load(Relaxed),
         }
     }
