@@ -139,6 +139,26 @@ fn sources_of_this_process_share_one_pair_and_are_told_by_it() {
 }
 
 #[test]
+fn what_a_device_lowers_or_drops_falls_without_an_end_unless_another_holds_it() {
+    let (fabric, chips) = machine();
+    let line = fabric.line(0).unwrap();
+    let [device, other] = [(); 2].map(|()| line.resampling_source("device", || ()).unwrap());
+    device.raise();
+    device.lower();
+    assert_eq!((chips.triggered(), chips.attached()), (0, 1));
+    device.raise();
+    other.raise();
+    device.lower();
+    assert_eq!(chips.triggered(), 1, "the other holds it");
+    other.raise();
+    drop(other);
+    assert_eq!((chips.triggered(), chips.attached()), (0, 1));
+    device.raise();
+    assert_eq!(chips.triggered(), 1, "and it works as before");
+    assert_eq!(fabric.stats().host_errors, 0);
+}
+
+#[test]
 fn what_the_hypervisor_does_not_take_is_an_error_and_leaves_nothing() {
     let (fabric, chips) = machine();
     let line = fabric.line(0).unwrap();

@@ -177,7 +177,7 @@ pub(super) struct ForeignResampler {
     core: Arc<Core>,
     gsi: u32,
     pair: OnceLock<Pair>,
-    /// Held while the pair is made.
+    /// Held while the pair is made, or bound anew.
     starting: Mutex<()>,
 }
 
@@ -225,6 +225,20 @@ impl Resampler for ForeignResampler {
             && let Err(error) = pair.trigger.write(1)
         {
             tracing::error!(gsi = self.gsi, %error, "write of a line's trigger");
+        }
+    }
+
+    /// An irqfd cannot be lowered. But KVM lowers a line with its last resampling irqfd (Linux `virt/kvm/eventfd.c`,
+    /// irqfd_resampler_shutdown), after what that had still to raise.
+    fn lower(&self) {
+        let _one_at_a_time = self.starting.lock();
+        let Some(Pair { trigger, ends, .. }) = self.pair.get() else { return };
+        let hypervisor = &self.core.hypervisor;
+        let detached = hypervisor.detach(self.gsi, trigger);
+        for error in
+            [detached, hypervisor.attach_line(self.gsi, trigger, &ends.resample)].into_iter().filter_map(Result::err)
+        {
+            self.core.host_error(&error);
         }
     }
 }
