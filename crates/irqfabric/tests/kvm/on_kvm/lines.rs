@@ -244,6 +244,8 @@ fn a_resampling_source_that_its_device_lowers_or_drops_is_off_the_line() {
         device.lower();
         other.raise();
         drop(other);
+        // What KVM raises for an irqfd it raises a little later.
+        thread::sleep(Duration::from_millis(10));
         machine.program(entry(VECTOR, 0) | LEVEL);
         assert_eq!(requested(&machine.vcpu), [], "{:?}", machine.irqchip);
         device.raise();
