@@ -227,6 +227,11 @@ impl Fabric {
     /// With IOAPICs of ours the fabric's thread reads `trigger` and raises the line: about as long as a wake-up, a read and the
     /// delivery take. In a hypervisor's own chips nothing of ours is on the way.
     ///
+    /// **Whoever holds a descriptor is trusted not to make it block.** Both are non-blocking, but O_NONBLOCK belongs to the open
+    /// file, not to the descriptor: a process that was sent one (SCM_RIGHTS) can clear it, and then a read of the fabric's thread, or
+    /// a write by the vCPU that ends the interrupt, can wait for that process. What an untrusted device process gets is an eventfd
+    /// of its own; a thread of the VMM's that may wait carries its events over.
+    ///
     /// ```
     /// # use irqfabric::{chip::ioapic::Ioapic, fabric::Fabric, hv::Sim};
     /// # let fabric = Fabric::builder(Sim::new(1)).ioapic(Ioapic::default()).build()?;
@@ -283,6 +288,9 @@ impl Fabric {
     }
 
     /// The guest reads from a port. Returns whether it is one of ours; if not, `data` is left alone.
+    ///
+    /// `data` is one access: of several bytes, each is at the port after the one before, as the bus splits it. A string
+    /// instruction (`rep insb`), for which KVM hands over all its accesses in one exit, is a call for each of them.
     pub fn pio_read(&self, port: u16, data: &mut [u8]) -> bool {
         let found = self.0.pic_at(port);
         if let Some(pic) = found {
@@ -292,7 +300,8 @@ impl Fabric {
         found.is_some()
     }
 
-    /// The guest writes to a port. Returns whether it is one of ours. No system call but the kick that may follow.
+    /// The guest writes to a port, by one access as in [`pio_read`](Self::pio_read). Returns whether it is one of ours. No system
+    /// call but the kick that may follow.
     pub fn pio_write(&self, port: u16, data: &[u8]) -> bool {
         let found = self.0.pic_at(port);
         if let Some(pic) = found {

@@ -27,7 +27,8 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 /// A source of a line, in the form of two eventfds: see [`Fabric::line_eventfds`](super::Fabric::line_eventfds).
 ///
 /// Any number of events of `trigger` raise the source once. The guest's end of interrupt lowers it, and `resample` has an event:
-/// the device looks whether it still needs service, and if so triggers again. Neither eventfd blocks. A `resample` that nobody
+/// the device looks whether it still needs service, and if so triggers again. Neither eventfd blocks while
+/// nobody who holds a descriptor has it so. A `resample` that nobody
 /// reads keeps its count, and one whose count is at its end keeps that: the next reader sees that there was something.
 ///
 /// An end while the source is not raised makes no event, unless the line ends in a hypervisor's own chips: KVM's write the
