@@ -18,6 +18,7 @@ pub use device::{EdgeInterrupt, EdgeSource, LevelInterrupt};
 use crate::sync::Mutex;
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Weak};
 
 /// The level of a wire.
@@ -112,6 +113,10 @@ pub(crate) trait Resampler: Send + Sync {
 
     /// A resampling source rises. Called with the wire's lock held.
     fn raise(&self);
+
+    /// The last resampling source that was raised was lowered by its device, not by an end. Called with no lock held, so that
+    /// it may take its time; what has risen by then is raised again afterwards.
+    fn lower(&self);
 }
 
 #[derive(Default)]
@@ -175,6 +180,9 @@ impl Line {
     ///
     /// An edge-triggered pin knows no end: while the guest has programmed it so the source stays raised, until its device lowers it.
     /// Nor does a wire that is not a [fabric's](crate::fabric::Fabric::line).
+    ///
+    /// There, too, to lower or to drop the last one that is raised costs two system calls that wait for the kernel, and while
+    /// a [pair of eventfds](crate::fabric::Fabric::line_eventfds) is on the line does not lower it before the next end.
     ///
     /// Fails only for lines into a hypervisor's own chips: for want of descriptors, or of the capability.
     ///
@@ -249,7 +257,7 @@ impl Line {
         }
         drop(state);
         wire.then();
-        acknowledged.iter().for_each(|acknowledged| acknowledged());
+        tell(&acknowledged);
     }
 
     /// The guest is about to end the interrupt at a chip that must not see the level of the resampling sources any more when
@@ -268,7 +276,7 @@ impl Line {
     /// Chips that are not ours have ended the interrupt, and have lowered the wire as far as the resampling sources held it.
     pub(crate) fn acknowledge(&self) {
         let acknowledged = self.0.state.lock().acknowledge();
-        acknowledged.iter().for_each(|acknowledged| acknowledged());
+        tell(&acknowledged);
     }
 
     /// A level that stands goes to the pins again.
@@ -288,6 +296,14 @@ impl Line {
 
     pub(crate) fn downgrade(&self) -> WeakLine {
         WeakLine(Arc::downgrade(&self.0))
+    }
+}
+
+/// Calls all of them, also if one panics: the others were lowered as well.
+pub(crate) fn tell(acknowledged: &[Acknowledged]) {
+    let panics = acknowledged.iter().filter_map(|acknowledged| catch_unwind(AssertUnwindSafe(|| acknowledged())).err());
+    if let Some(first) = panics.reduce(|first, _| first) {
+        resume_unwind(first);
     }
 }
 
@@ -313,7 +329,8 @@ impl LineSource {
 
     /// Drives this source to `level`: what a device with an interrupt status register calls after each change.
     pub fn set(&self, level: Level) {
-        self.wire.set(&mut self.wire.state.lock(), self.slot, level);
+        let falls = self.wire.set(&mut self.wire.state.lock(), self.slot, level);
+        self.wire.lower_foreign(falls);
         self.wire.then();
     }
 
@@ -355,13 +372,14 @@ impl LineSource {
 impl Drop for LineSource {
     fn drop(&mut self) {
         let mut state = self.wire.state.lock();
-        self.wire.set(&mut state, self.slot, Level::Low);
+        let falls = self.wire.set(&mut state, self.slot, Level::Low);
         let slot = &mut state.slots[self.slot];
         slot.free = true;
         let acknowledged = slot.acknowledged.take();
         // Dropping it may run the device's code: not with the lock held.
         drop(state);
         drop(acknowledged);
+        self.wire.lower_foreign(falls);
         self.wire.then();
     }
 }
@@ -381,8 +399,9 @@ impl fmt::Debug for LineSource {
 }
 
 impl Wire {
-    fn set(&self, state: &mut State, slot: usize, level: Level) {
-        let before = self.driven(state);
+    /// Returns whether the resampler is to [lower](Self::lower_foreign) the wire, once the lock is free.
+    fn set(&self, state: &mut State, slot: usize, level: Level) -> bool {
+        let (before, resampling) = (self.driven(state), state.resampling);
         let rises = state.store(slot, level);
         let after = self.driven(state);
         if after != before {
@@ -392,6 +411,17 @@ impl Wire {
             && state.slots[slot].acknowledged.is_some()
         {
             resampler.raise();
+        }
+        self.resampler.is_some() && state.resampling == 0 && resampling > 0
+    }
+
+    fn lower_foreign(&self, falls: bool) {
+        if falls && let Some(resampler) = &self.resampler {
+            resampler.lower();
+            // Who has risen meanwhile may have been lowered with it.
+            if self.state.lock().resampling > 0 {
+                resampler.raise();
+            }
         }
     }
 

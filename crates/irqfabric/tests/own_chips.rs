@@ -139,6 +139,26 @@ fn sources_of_this_process_share_one_pair_and_are_told_by_it() {
 }
 
 #[test]
+fn what_a_device_lowers_or_drops_falls_without_an_end_unless_another_holds_it() {
+    let (fabric, chips) = machine();
+    let line = fabric.line(0).unwrap();
+    let [device, other] = [(); 2].map(|()| line.resampling_source("device", || ()).unwrap());
+    device.raise();
+    device.lower();
+    assert_eq!((chips.triggered(), chips.attached()), (0, 1));
+    device.raise();
+    other.raise();
+    device.lower();
+    assert_eq!(chips.triggered(), 1, "the other holds it");
+    other.raise();
+    drop(other);
+    assert_eq!((chips.triggered(), chips.attached()), (0, 1));
+    device.raise();
+    assert_eq!(chips.triggered(), 1, "and it works as before");
+    assert_eq!(fabric.stats().host_errors, 0);
+}
+
+#[test]
 fn what_the_hypervisor_does_not_take_is_an_error_and_leaves_nothing() {
     let (fabric, chips) = machine();
     let line = fabric.line(0).unwrap();
@@ -152,6 +172,28 @@ fn what_the_hypervisor_does_not_take_is_an_error_and_leaves_nothing() {
     let source = line.resampling_source("device", || ()).unwrap();
     source.raise();
     assert_eq!((chips.attached(), chips.triggered()), (1, 1));
+}
+
+#[test]
+fn a_callback_that_panics_ends_neither_the_fabrics_thread_nor_what_others_are_told() {
+    let (fabric, chips) = machine();
+    let line = fabric.line(0).unwrap();
+    let told = Arc::new(AtomicUsize::new(0));
+    let acknowledged = {
+        let told = told.clone();
+        move || {
+            told.fetch_add(1, SeqCst);
+        }
+    };
+    let panics = line.resampling_source("panics", || panic!("of a device")).unwrap();
+    let device = line.resampling_source("device", acknowledged).unwrap();
+    for rounds in 1..=2 {
+        panics.raise();
+        device.raise();
+        chips.end();
+        eventually("the other is told", || told.load(SeqCst) == rounds);
+        eventually("it is counted", || fabric.stats().panics == rounds as u64);
+    }
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! A vCPU's thread: runs it, hands what it comes out for to the bus or the fabric, and counts.
 //!
+//! KVM hands over a string instruction's accesses to a port together, and kvm-ioctls does not say how wide each was: they go
+//! on as one access. No driver of a device here makes such.
+//!
 //! Whatever is not there reads as all ones and swallows writes without a word: guests probe. What no guest can go on
 //! from (triple fault, an instruction that KVM cannot emulate, a failed entry) throws the stop switch with a [`Crash`].
 

@@ -67,6 +67,7 @@ pub(crate) struct Counters {
     pub(crate) evictions: AtomicU64,
     pub(crate) shortages: AtomicU64,
     pub(crate) brakes: AtomicU64,
+    pub(crate) panics: AtomicU64,
 }
 
 impl Counters {

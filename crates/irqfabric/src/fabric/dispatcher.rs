@@ -3,7 +3,8 @@
 //! An eventfd is added once and stays. While an irqfd is attached the kernel takes its events before any waiter sees
 //! them, so a hot vector costs the dispatcher nothing and needs no removal. The thread starts with the first eventfd, or
 //! the first thing that is put off. All deadlines that the fabric has are here: that of the candidates for promotion, and what
-//! [`at`](Dispatcher::at) was given; while there is none the thread sleeps without a timeout.
+//! [`at`](Dispatcher::at) was given; while there is none the thread sleeps without a timeout. A callback of the VMM's that panics
+//! does not end it.
 
 use super::core::{Core, Counters};
 use super::promotion::Candidates;
@@ -12,6 +13,7 @@ use crate::sync::{EventFd, Mutex};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
@@ -228,7 +230,8 @@ fn run(shared: &Shared, core: &Weak<Core>) {
                 let _ = shared.wake.read();
             }
             let listener = shared.slots.lock().get(event.data());
-            if let Some(candidate) = listener.and_then(|listener| listener.readable()) {
+            let candidate = listener.and_then(|listener| survive(&core, || listener.readable()).flatten());
+            if let Some(candidate) = candidate {
                 candidates.push(&core, &candidate);
             }
         }
@@ -241,10 +244,21 @@ fn run(shared: &Shared, core: &Weak<Core>) {
         // going for ever.
         let now = Instant::now();
         while let Some(act) = shared.take_due(now) {
-            act();
+            survive(&core, act);
         }
         candidates.promote_if_due(&core);
     }
+}
+
+/// Calls what may end in a callback of the VMM's. A panic there is that device's: all others still need this thread.
+fn survive<R>(core: &Core, act: impl FnOnce() -> R) -> Option<R> {
+    let result = panic::catch_unwind(AssertUnwindSafe(act));
+    if result.is_err() {
+        // The panic itself was reported by the panic hook.
+        Counters::count(&core.counters.panics);
+        tracing::error!("a callback panicked on the fabric's thread, which goes on");
+    }
+    result.ok()
 }
 
 /// What epoll_wait takes: rounded up, so that the deadline has passed; -1 for none.

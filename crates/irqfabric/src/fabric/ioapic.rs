@@ -365,6 +365,8 @@ impl IoapicPort {
                 dispatcher.at(time, move || {
                     if let Some(port) = port.upgrade() {
                         port.try_again(pin, Instant::now());
+                        // It may have been an ExtINT.
+                        port.core.pic.iter().for_each(|pic| pic.ring());
                     }
                 });
             }

@@ -50,7 +50,7 @@ pub use routes::{OpaqueRoute, RouteError};
 use crate::chip::ioapic::{Ioapic, IoapicState, WINDOW_SIZE, Written};
 use crate::chip::pic::{self as pic_chip, Pic};
 use crate::hv::{Ends, HvError, Hypervisor, OpaqueTarget, Vcpu};
-use crate::line::{Acknowledged, EdgeSource, Line, Pin};
+use crate::line::{self, Acknowledged, EdgeSource, Line, Pin};
 use crate::memory::Memory;
 use crate::msg::RequesterId;
 use crate::remap::vtd::{Faults, FaultsState, Vtd, VtdState, WINDOW_SIZE as VTD_WINDOW_SIZE};
@@ -227,6 +227,11 @@ impl Fabric {
     /// With IOAPICs of ours the fabric's thread reads `trigger` and raises the line: about as long as a wake-up, a read and the
     /// delivery take. In a hypervisor's own chips nothing of ours is on the way.
     ///
+    /// **Whoever holds a descriptor is trusted not to make it block.** Both are non-blocking, but O_NONBLOCK belongs to the open
+    /// file, not to the descriptor: a process that was sent one (SCM_RIGHTS) can clear it, and then a read of the fabric's thread, or
+    /// a write by the vCPU that ends the interrupt, can wait for that process. What an untrusted device process gets is an eventfd
+    /// of its own; a thread of the VMM's that may wait carries its events over.
+    ///
     /// ```
     /// # use irqfabric::{chip::ioapic::Ioapic, fabric::Fabric, hv::Sim};
     /// # let fabric = Fabric::builder(Sim::new(1)).ioapic(Ioapic::default()).build()?;
@@ -283,6 +288,9 @@ impl Fabric {
     }
 
     /// The guest reads from a port. Returns whether it is one of ours; if not, `data` is left alone.
+    ///
+    /// `data` is one access: of several bytes, each is at the port after the one before, as the bus splits it. A string
+    /// instruction (`rep insb`), for which KVM hands over all its accesses in one exit, is a call for each of them.
     pub fn pio_read(&self, port: u16, data: &mut [u8]) -> bool {
         let found = self.0.pic_at(port);
         if let Some(pic) = found {
@@ -292,14 +300,15 @@ impl Fabric {
         found.is_some()
     }
 
-    /// The guest writes to a port. Returns whether it is one of ours. No system call but the kick that may follow.
+    /// The guest writes to a port, by one access as in [`pio_read`](Self::pio_read). Returns whether it is one of ours. No system
+    /// call but the kick that may follow.
     pub fn pio_write(&self, port: u16, data: &[u8]) -> bool {
         let found = self.0.pic_at(port);
         if let Some(pic) = found {
             let acknowledged = self.0.lower_resampling(pic.ending(port, data));
             pic.write(port, data);
             pic.ring();
-            acknowledged.iter().for_each(|acknowledged| acknowledged());
+            line::tell(&acknowledged);
         }
         found.is_some()
     }
@@ -375,7 +384,7 @@ impl Fabric {
     /// What has happened so far.
     pub fn stats(&self) -> Stats {
         let Counters { memory_writes, dropped, blocked, host_errors, wakeups, .. } = &self.0.core.counters;
-        let Counters { promotions, evictions, shortages, brakes, .. } = &self.0.core.counters;
+        let Counters { promotions, evictions, shortages, brakes, panics, .. } = &self.0.core.counters;
         let lines = (0..).zip(&self.0.lines).filter_map(|(gsi, line)| {
             let sources = line.stats();
             let pin = self.0.pin_stats(gsi);
@@ -394,6 +403,7 @@ impl Fabric {
             evictions: evictions.load(Relaxed),
             shortages: shortages.load(Relaxed),
             brakes: brakes.load(Relaxed),
+            panics: panics.load(Relaxed),
             host_errors: host_errors.load(Relaxed),
         }
     }

@@ -73,7 +73,8 @@ impl MsiVector {
     }
 
     /// An eventfd each event of which is a signal: what vhost, vhost-user and VFIO want. One descriptor a vector, made at
-    /// the first call, as is the fabric's one thread that listens to cold eventfds. It does not block.
+    /// the first call, as is the fabric's one thread that listens to cold eventfds. It does not block while nobody who holds a
+    /// descriptor has it so: see [`Fabric::line_eventfds`](super::Fabric::line_eventfds) for untrusted processes.
     ///
     /// Under [`Promotion::Prefill`](super::Promotion::Prefill) the first call attaches it, if the guest has programmed the vector already.
     ///

@@ -65,6 +65,8 @@ pub struct Stats {
     pub shortages: u64,
     /// How often the storm brake made a level wait that came back at each end of its interrupt.
     pub brakes: u64,
+    /// Callbacks of the VMM's that panicked on the fabric's thread. Each is logged.
+    pub panics: u64,
     /// System calls that failed. The first is logged.
     pub host_errors: u64,
 }

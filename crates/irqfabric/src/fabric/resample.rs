@@ -27,7 +27,8 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 /// A source of a line, in the form of two eventfds: see [`Fabric::line_eventfds`](super::Fabric::line_eventfds).
 ///
 /// Any number of events of `trigger` raise the source once. The guest's end of interrupt lowers it, and `resample` has an event:
-/// the device looks whether it still needs service, and if so triggers again. Neither eventfd blocks. A `resample` that nobody
+/// the device looks whether it still needs service, and if so triggers again. Neither eventfd blocks while
+/// nobody who holds a descriptor has it so. A `resample` that nobody
 /// reads keeps its count, and one whose count is at its end keeps that: the next reader sees that there was something.
 ///
 /// An end while the source is not raised makes no event, unless the line ends in a hypervisor's own chips: KVM's write the
@@ -177,7 +178,7 @@ pub(super) struct ForeignResampler {
     core: Arc<Core>,
     gsi: u32,
     pair: OnceLock<Pair>,
-    /// Held while the pair is made.
+    /// Held while the pair is made, or bound anew.
     starting: Mutex<()>,
 }
 
@@ -225,6 +226,20 @@ impl Resampler for ForeignResampler {
             && let Err(error) = pair.trigger.write(1)
         {
             tracing::error!(gsi = self.gsi, %error, "write of a line's trigger");
+        }
+    }
+
+    /// An irqfd cannot be lowered. But KVM lowers a line with its last resampling irqfd (Linux `virt/kvm/eventfd.c`,
+    /// irqfd_resampler_shutdown), after what that had still to raise.
+    fn lower(&self) {
+        let _one_at_a_time = self.starting.lock();
+        let Some(Pair { trigger, ends, .. }) = self.pair.get() else { return };
+        let hypervisor = &self.core.hypervisor;
+        let detached = hypervisor.detach(self.gsi, trigger);
+        for error in
+            [detached, hypervisor.attach_line(self.gsi, trigger, &ends.resample)].into_iter().filter_map(Result::err)
+        {
+            self.core.host_error(&error);
         }
     }
 }

@@ -132,6 +132,7 @@ fn an_edge_source_pulses_and_holds_nothing() {
 struct Foreign {
     started: Mutex<usize>,
     raised: Mutex<usize>,
+    lowered: Mutex<usize>,
 }
 
 impl Resampler for Arc<Foreign> {
@@ -142,6 +143,10 @@ impl Resampler for Arc<Foreign> {
 
     fn raise(&self) {
         *self.raised.lock() += 1;
+    }
+
+    fn lower(&self) {
+        *self.lowered.lock() += 1;
     }
 }
 
@@ -167,4 +172,7 @@ fn on_a_foreign_pin_resampling_sources_are_raised_by_the_resampler_and_plain_one
     plain.lower();
     resampling.raise();
     assert_eq!((&probe.0.lock()[..], *foreign.raised.lock()), (&[Level::High, Level::Low][..], 2));
+    assert_eq!(*foreign.lowered.lock(), 0, "not by an end, nor by a plain one");
+    resampling.lower();
+    assert_eq!(*foreign.lowered.lock(), 1);
 }

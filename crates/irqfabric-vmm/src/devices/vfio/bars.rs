@@ -120,7 +120,8 @@ impl Mappings {
             let Some(address) = place(part, bars, window).filter(|_| part.at.is_none()) else { continue };
             match self.vm.show(part.slot, address, &part.memory) {
                 Ok(()) => part.at = Some(address),
-                Err(error) => tracing::warn!(%error, address, "a BAR where the guest has put it: not mapped"),
+                // The guest can have that as often as it likes.
+                Err(error) => tracing::debug!(%error, address, "a BAR where the guest has put it: not mapped"),
             }
         }
     }

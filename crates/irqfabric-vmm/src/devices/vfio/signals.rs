@@ -2,6 +2,8 @@
 //!
 //! VFIO knows one kind at a time and nothing of masks. INTx is a level: VFIO masks it when it has written the trigger
 //! eventfd, and unmasks it when the fabric writes the resample eventfd, at the guest's end of interrupt.
+//!
+//! What the host refuses is tried again when the guest next changes what it signals with; until then it signals with nothing.
 
 use super::config::Signalling;
 use super::host::{Kind, Physical};

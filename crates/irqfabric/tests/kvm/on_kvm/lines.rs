@@ -5,7 +5,7 @@
 //! so, also on a host whose local APIC would end it when it injects.
 
 use crate::common::kvm::{open, requested, vcpu, vm};
-use crate::common::{Guest, LEVEL, entry};
+use crate::common::{Guest, LEVEL, MASKED, entry};
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::Fabric;
 use irqfabric::hv::{HvError, Hypervisor, Kvm, OpaqueTarget};
@@ -230,6 +230,26 @@ fn devices_that_trigger_again_when_they_are_told_all_get_through() {
                 resampling.raise();
             }
         }
+    });
+}
+
+#[test]
+fn a_resampling_source_that_its_device_lowers_or_drops_is_off_the_line() {
+    on_both(|machine| {
+        let line = machine.fabric.line(GSI).unwrap();
+        let [device, other] = [(); 2].map(|()| line.resampling_source("device", || ()).unwrap());
+        // Masked: no interrupt is in service whose end could lower anything.
+        machine.program(entry(VECTOR, 0) | LEVEL | MASKED);
+        device.raise();
+        device.lower();
+        other.raise();
+        drop(other);
+        // What KVM raises for an irqfd it raises a little later.
+        thread::sleep(Duration::from_millis(10));
+        machine.program(entry(VECTOR, 0) | LEVEL);
+        assert_eq!(requested(&machine.vcpu), [], "{:?}", machine.irqchip);
+        device.raise();
+        machine.wait_for_interrupt();
     });
 }
 
