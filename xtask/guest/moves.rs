@@ -7,9 +7,9 @@
 //! old CPU (its LAPIC had it in IRR already).
 //!
 //! Behind interrupt remapping Linux moves all kinds from the thread that writes `smp_affinity`, by changing the
-//! remapping entry (IRQ_MOVE_PCNTXT): a level interrupt may be on its way to the old CPU just as well, and one that it has
-//! begun with and not counted yet before that. So the thread first runs on the old CPU for a moment, which has taken by then
-//! what its LAPIC had, and counts from then on.
+//! remapping entry (IRQ_MOVE_PCNTXT): then a level interrupt, too, may be on its way to the old CPU. One of any kind may,
+//! since none of the devices sends another before its last was served. So the thread then runs on the old CPU for a
+//! moment, which has taken by then what its LAPIC had: from there on its count must stand still for every kind.
 //!
 //! `/sys/kernel/irq/N/per_cpu_count` has the very counters of `/proc/interrupts`, without the other lines:
 //! reading it is cheap enough to do several times for each move.
@@ -32,7 +32,7 @@ const ARRIVALS: u64 = 2;
 struct Wire {
     name: String,
     irq: u32,
-    /// How many interrupts the old CPU may still take after the move.
+    /// How many interrupts the old CPU may still take after the move, where it is not visited.
     stragglers_allowed: u64,
     /// Whether the old CPU is visited first.
     remapped: bool,
@@ -138,16 +138,29 @@ impl Wire {
         let path = format!("/proc/irq/{}/smp_affinity_list", self.irq);
         fs::write(&path, new.to_string()).map_err(|error| format!("{path}: {error}"))?;
         self.wait("effective_affinity to show the new CPU", new, |wire| Ok(effective_cpu(wire.irq)? == Some(new)))?;
+        let mut before = self.counts()?;
+        let mut allowed = self.stragglers_allowed;
         if self.remapped {
             run_on(1 << old)?;
             run_on(u64::MAX)?;
+            let visited = self.counts()?;
+            self.count_stragglers(&before, &visited, new, 1)?;
+            (before, allowed) = (visited, 0);
         }
-        let before = self.counts()?;
         self.wait("interrupts on the new CPU", new, |wire| Ok(wire.counts()?[new] >= before[new] + ARRIVALS))?;
         let after = self.counts()?;
+        self.count_stragglers(&before, &after, new, allowed)?;
+        self.cpu = new;
+        self.moves += 1;
+        Ok(())
+    }
+
+    /// What came between two looks to other CPUs than the new one; only the old one is `allowed` any.
+    fn count_stragglers(&mut self, before: &[u64], after: &[u64], new: usize, allowed: u64) -> Result<(), String> {
+        let old = self.cpu;
         for cpu in (0..before.len()).filter(|&cpu| cpu != new) {
             let stragglers = after[cpu] - before[cpu];
-            let allowed = if cpu == old { self.stragglers_allowed } else { 0 };
+            let allowed = if cpu == old { allowed } else { 0 };
             if stragglers > allowed {
                 return Err(format!(
                     "{}: after move {} (CPU {old} to {new}), CPU {cpu} took {stragglers} more interrupts, \
@@ -157,8 +170,6 @@ impl Wire {
             }
             self.stragglers += stragglers;
         }
-        self.cpu = new;
-        self.moves += 1;
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! to the fabric, and which chip is meant is told by the address. A bare [`Ioapic`](crate::chip::ioapic::Ioapic) is no
 //! bus device: what its [`Written`](crate::chip::ioapic::Written) asks for would be lost. A bare [`Pic`] is one, see there.
 
-use super::{Fabric, WINDOW_SIZE};
+use super::{Fabric, VTD_WINDOW_SIZE, WINDOW_SIZE};
 use crate::chip::pic::{PORTS, Pic};
 use std::sync::Arc;
 use vm_device::bus::{self, MmioAddress, MmioAddressOffset, MmioRange, PioAddress, PioAddressOffset, PioRange};
@@ -12,7 +12,8 @@ use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vm_device::{DeviceMmio, DevicePio, MutDevicePio};
 
 impl Fabric {
-    /// Puts the windows of the IOAPICs, and the ports of the PIC if there is one, on the buses of `manager`.
+    /// Puts the windows of the IOAPICs, the register page of the VT-d unit and the ports of the PIC, as far as there are such,
+    /// on the buses of `manager`.
     ///
     /// Ends of interrupts do not come by a bus: [`end_of_interrupt`](Self::end_of_interrupt) is still the vCPU loop's to
     /// call.
@@ -42,9 +43,10 @@ impl Fabric {
     /// # }
     /// ```
     pub fn register(&self, manager: &mut IoManager) -> Result<(), bus::Error> {
-        for ioapic in &self.0.ioapics {
-            let window = MmioRange::new(MmioAddress(ioapic.address), WINDOW_SIZE)?;
-            manager.register_mmio(window, Arc::new(self.clone()))?;
+        let ioapics = self.0.ioapics.iter().map(|ioapic| (ioapic.address, WINDOW_SIZE));
+        let vtd = self.0.vtd.iter().map(|vtd| (vtd.address, VTD_WINDOW_SIZE));
+        for (address, size) in ioapics.chain(vtd) {
+            manager.register_mmio(MmioRange::new(MmioAddress(address), size)?, Arc::new(self.clone()))?;
         }
         // A guest may access a pair of ports as one of two bytes: it is one range.
         for pair in PORTS.chunks_exact(2).filter(|pair| self.0.pic_at(pair[0]).is_some()) {
@@ -100,6 +102,8 @@ mod tests {
     use crate::fabric::IOAPIC_ADDRESS;
     use crate::hv::Sim;
     use crate::line::Level;
+    use crate::memory::{Memory, OutsideMemory};
+    use crate::remap::vtd::{Faults, Vtd};
     use std::sync::Mutex;
 
     fn write_register(manager: &IoManager, base: u64, index: u8, value: u32) {
@@ -120,6 +124,39 @@ mod tests {
         // Pin 5 of the second chip: level, vector 0x41.
         write_register(&manager, IOAPIC_ADDRESS + 0x1000, 0x1a, 0x8041);
         assert_eq!(machine.vcpus()[0].acknowledge(), Some(0x41));
+    }
+
+    /// A machine's memory, of which nothing is there.
+    struct Nowhere;
+
+    impl Memory for Nowhere {
+        fn read(&self, address: u64, data: &mut [u8]) -> Result<(), OutsideMemory> {
+            Err(OutsideMemory { address, length: data.len() })
+        }
+
+        fn write(&self, address: u64, data: &[u8]) -> Result<(), OutsideMemory> {
+            Err(OutsideMemory { address, length: data.len() })
+        }
+    }
+
+    #[test]
+    fn a_vtd_unit_is_switched_on_over_the_bus() {
+        const UNIT: u64 = 0xfed9_0000;
+        const GCMD: u64 = 0x18;
+        const GSTS: u64 = 0x1c;
+        const QIE: u32 = 1 << 26;
+        let unit = (Vtd::default(), Faults::default());
+        let builder = Fabric::builder(Sim::new(1)).ioapic(Ioapic::default()).memory(Nowhere);
+        let fabric = builder.vtd(UNIT, unit.0, unit.1).build().unwrap();
+        let mut manager = IoManager::new();
+        fabric.register(&mut manager).unwrap();
+        let mut status = [0; 4];
+        manager.mmio_write(MmioAddress(UNIT + GCMD), &QIE.to_le_bytes()).unwrap();
+        manager.mmio_read(MmioAddress(UNIT + GSTS), &mut status).unwrap();
+        assert_eq!(u32::from_le_bytes(status), QIE);
+        // The page's last register is there as well, and no further one.
+        manager.mmio_read(MmioAddress(UNIT + 0xffc), &mut status).unwrap();
+        assert!(manager.mmio_read(MmioAddress(UNIT + 0x1000), &mut status).is_err());
     }
 
     #[test]

@@ -51,10 +51,12 @@ struct Index {
 
 #[derive(Default)]
 struct IndexEntries {
-    /// The second half of the key tells vectors of one entry apart.
-    vectors: BTreeMap<(Option<Cookie>, usize), Weak<Vector>>,
+    vectors: BTreeMap<Key, Weak<Vector>>,
     waiting: usize,
 }
+
+/// The second half tells vectors of one entry apart.
+type Key = (Option<Cookie>, usize);
 
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -81,8 +83,12 @@ impl Counters {
 pub(crate) struct Covered {
     pub(crate) vectors: Vec<Arc<Vector>>,
     /// Some are being dropped, which is to be [waited for](CookieIndex::wait_for_dropped).
-    pub(crate) dropping: bool,
+    pub(crate) dropping: Dropping,
 }
+
+/// Vectors that were being dropped when an invalidation came across them.
+#[derive(Default)]
+pub(crate) struct Dropping(Vec<Key>);
 
 impl CookieIndex {
     /// Without interrupt remapping nothing is ever invalidated, and nothing is kept.
@@ -116,22 +122,31 @@ impl CookieIndex {
     pub(crate) fn covered(&self, covered: &Entries) -> Covered {
         let mut found = Covered::default();
         if let Some(index) = &self.0 {
-            for vector in index.entries.lock().of(covered) {
+            for (&key, vector) in index.entries.lock().of(covered) {
                 match vector.upgrade() {
                     Some(vector) => found.vectors.push(vector),
-                    None => found.dropping = true,
+                    None => found.dropping.0.push(key),
                 }
             }
         }
         found
     }
 
-    /// Returns when none of the vectors of `covered` is being dropped, which takes a detach: until that is over the kernel
-    /// may deliver by what the vector was, and nobody but the thread that drops it can reach it.
-    pub(crate) fn wait_for_dropped(&self, covered: &Entries) {
-        let Some(index) = &self.0 else { return };
+    /// Returns when these have been dropped, which takes a detach: until that is over the kernel may deliver by what the vector
+    /// was, and nobody but the thread that drops it can reach it. Those that began later are not waited for: what they
+    /// knew was settled by then.
+    pub(crate) fn wait_for_dropped(&self, dropping: Dropping) {
+        let (Some(index), Dropping(mut left)) = (&self.0, dropping) else { return };
+        if left.is_empty() {
+            return;
+        }
         let mut entries = index.entries.lock();
-        while entries.of(covered).any(|vector| vector.strong_count() == 0) {
+        loop {
+            // Another vector at the same address has the key of one that has gone.
+            left.retain(|key| entries.vectors.get(key).is_some_and(|vector| vector.strong_count() == 0));
+            if left.is_empty() {
+                return;
+            }
             entries.waiting += 1;
             entries = wait(&index.left, entries);
             entries.waiting -= 1;
@@ -140,7 +155,7 @@ impl CookieIndex {
 }
 
 impl IndexEntries {
-    fn of(&self, covered: &Entries) -> impl Iterator<Item = &Weak<Vector>> {
+    fn of(&self, covered: &Entries) -> impl Iterator<Item = (&Key, &Weak<Vector>)> {
         let keys = match covered {
             Entries::All => Some((Bound::Unbounded, Bound::Unbounded)),
             Entries::Range(range) if range.is_empty() => None,
@@ -148,7 +163,7 @@ impl IndexEntries {
                 Some((Bound::Included((Some(*range.start()), 0)), Bound::Included((Some(*range.end()), usize::MAX))))
             }
         };
-        keys.into_iter().flat_map(|keys| self.vectors.range(keys)).map(|(_, vector)| vector)
+        keys.into_iter().flat_map(|keys| self.vectors.range(keys))
     }
 }
 
@@ -211,5 +226,40 @@ impl Core {
         } else {
             tracing::debug!(%error, "the host could not deliver or route an interrupt");
         }
+    }
+}
+
+#[cfg(all(test, not(loom), feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::fabric::Fabric;
+    use crate::hv::Sim;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn an_invalidation_waits_for_no_drop_that_began_after_it_had_looked() {
+        let core = Fabric::builder(Sim::new(1)).build().unwrap().0.core.clone();
+        let [first, second] = [0, 1].map(|_| Arc::new(Vector::new(core.clone())));
+        let index = Arc::new(CookieIndex::new());
+        index.cached(Some(Cookie(1)), &first);
+        index.cached(Some(Cookie(2)), &second);
+        let entries = || index.0.as_ref().unwrap().entries.lock();
+        let key = (Some(Cookie(1)), first.address());
+        drop(first);
+        let Covered { vectors, dropping } = index.covered(&Entries::All);
+        assert_eq!((vectors.len(), &dropping.0[..]), (1, &[key][..]));
+        drop((vectors, second));
+        let (returned, returns) = mpsc::channel();
+        let waiter = index.clone();
+        thread::spawn(move || {
+            waiter.wait_for_dropped(dropping);
+            returned.send(()).unwrap();
+        });
+        assert!(returns.recv_timeout(Duration::from_millis(20)).is_err(), "the first is being dropped yet");
+        entries().vectors.remove(&key);
+        index.0.as_ref().unwrap().left.notify_all();
+        returns.recv_timeout(Duration::from_secs(10)).expect("it waits for the second as well");
     }
 }

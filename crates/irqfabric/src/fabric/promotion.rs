@@ -217,9 +217,7 @@ pub(super) fn invalidate(core: &Arc<Core>, entries: &Entries) {
     drop(remapper);
     settle(core, left);
     drop(vectors);
-    if dropping {
-        core.cookies.wait_for_dropped(entries);
-    }
+    core.cookies.wait_for_dropped(dropping);
 }
 
 /// Does something to each of many vectors, from a few threads if they are many: all it takes is their own locks.

@@ -107,6 +107,15 @@ impl Recorder {
             .collect()
     }
 
+    /// Which of these vectors was delivered last.
+    pub fn last(&self, vectors: &[u8]) -> Option<u8> {
+        let state = self.state.lock().unwrap();
+        state.calls.iter().rev().find_map(|call| match call {
+            Call::Deliver(interrupt) if vectors.contains(&interrupt.vector) => Some(interrupt.vector),
+            Call::Deliver(_) | Call::Commit(_) => None,
+        })
+    }
+
     /// The table in force.
     pub fn table(&self) -> Vec<Route> {
         self.state.lock().unwrap().table.clone()

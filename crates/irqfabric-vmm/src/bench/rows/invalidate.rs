@@ -81,12 +81,14 @@ pub fn same(rounds: Rounds, count: usize) -> Result<Measured, Error> {
 /// Every entry of them means another vector.
 pub fn changed(rounds: Rounds, count: usize) -> Result<Measured, Error> {
     let remapped = Remapped::new()?;
-    let (mut detached, mut calls) = (Vec::new(), 0);
+    let (mut detached, mut calls, mut beyond) = (Vec::new(), 0, 0);
     let mut once = || {
         remapped.change(count);
         let (before, calls_before) = (remapped.machine.hypervisor.calls(), remapped.machine.system_calls());
         let took = time(|| remapped.invalidate(count));
-        let detaches = remapped.machine.hypervisor.calls().detaches - before.detaches;
+        let after = remapped.machine.hypervisor.calls();
+        let (detaches, commits) = (after.detaches - before.detaches, after.commits - before.commits);
+        beyond = beyond.max(calls_beyond_the_choice(detaches, commits, count as u64));
         calls += remapped.machine.system_calls() - calls_before;
         detached.push(detaches > 0);
         if detaches > 0 {
@@ -110,7 +112,16 @@ pub fn changed(rounds: Rounds, count: usize) -> Result<Measured, Error> {
         None => measured,
     };
     let made = format!("chose {choice}; times the raw cost of its choice");
-    Ok(measured.with_fact(made, of_choice, Some(1.15)))
+    let measured = measured.with_fact(made, of_choice, Some(1.15));
+    Ok(measured.with_fact("calls beyond one commit or a detach each, at most", beyond as f64, Some(0.0)))
+}
+
+/// How many calls too many, or too few, an invalidation made that has two ways: one commit, or a detach for each vector.
+const fn calls_beyond_the_choice(detaches: u64, commits: u64, count: u64) -> u64 {
+    match detaches {
+        0 => commits.abs_diff(1),
+        _ => detaches.abs_diff(count) + commits,
+    }
 }
 
 /// The usual way, which takes seconds for thousands: then it is left out.

@@ -126,7 +126,7 @@ impl Fault {
 }
 
 impl Tables {
-    /// What `message` becomes now. Reads the message's entry once, and nothing else; records nothing.
+    /// What `message` becomes now. Reads each half of the message's entry once, and nothing else; records nothing.
     pub fn translate(&self, message: &Message, memory: &dyn Memory) -> Result<Translation, Refused> {
         if !message.is_interrupt() {
             return Err(NotAnInterrupt::Memory(message.address).into());
@@ -171,9 +171,13 @@ impl Tables {
     fn read(&self, index: u32, memory: &dyn Memory) -> Option<Entry> {
         let base = self.table.page().checked_shl(12)?;
         let address = base.checked_add(u64::from(index).checked_mul(Entry::SIZE)?)?;
-        let mut entry = [0; size_of::<Entry>()];
-        memory.read(address, &mut entry).ok()?;
-        Some(Entry::from_bits(u128::from_le_bytes(entry)))
+        // A word at a time: neither half is torn. The two are of one entry as long as software changes only one of
+        // them at once, or switches P off in between, which a second read could not make sure of either.
+        let word = |address| {
+            let mut word = [0; 8];
+            memory.read(address, &mut word).ok().map(|()| u128::from(u64::from_le_bytes(word)))
+        };
+        Some(Entry::from_bits(word(address)? | word(address.checked_add(8)?)? << 64))
     }
 
     /// What the entry gives to a requester: the qualified faults, in the order of 5.1.4.
