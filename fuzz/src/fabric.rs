@@ -86,9 +86,9 @@ impl Request {
 }
 
 const PINS: usize = 8;
-/// Where sources are, two on each: with an IOAPIC's pin and a PIC's input at the end, and with one of both only.
+/// Where sources are, two plain and a resampling one on each: with an IOAPIC's pin and a PIC's input at the end, and with one of both only.
 const GSIS: [usize; 5] = [0, 1, 2, 5, 9];
-const SOURCES: usize = 2 * GSIS.len();
+const SOURCES: usize = 3 * GSIS.len();
 const VECTORS: usize = 4;
 const IOAPIC: u16 = 0xff00;
 
@@ -487,6 +487,16 @@ impl Model {
         tried
     }
 
+    /// The same of a queue that goes on where it had stopped, and may have found waits there.
+    fn resumed(&mut self) -> Vec<Outcome> {
+        let mut tried = self.recovered();
+        while let Some(Seen::Status(_)) = self.seen.front() {
+            self.seen.pop_front();
+            tried.append(&mut self.recovered());
+        }
+        tried
+    }
+
     /// What is due after an invalidation by an entry that it `covers` has been tried and refused.
     fn check_recovered(&self, tried: &[Outcome], covers: impl Fn(Option<u32>) -> bool) {
         for pin in (0..PINS).filter(|&pin| self.is_due(pin)) {
@@ -513,7 +523,7 @@ fn gsi_of(source: usize) -> usize {
 }
 
 fn resamples(source: usize) -> bool {
-    source >= GSIS.len()
+    source >= 2 * GSIS.len()
 }
 
 /// Two devices with two vectors each.
@@ -748,9 +758,10 @@ impl World {
                 }
                 self.write32(FSTS, 0x7f);
                 self.model.faults.clear();
+                // Without its error the queue goes on.
+                _ = self.fabric.vtd();
                 self.look();
-                // An error of the queue may have been what it waited for.
-                _ = self.model.recovered();
+                _ = self.model.resumed();
             }
             Step::BeforeRun(other) => self.before_run(usize::from(other)),
             Step::Take(other) => {
@@ -818,12 +829,7 @@ impl World {
         if changed {
             self.model.invalidate(|_| true);
         }
-        let mut tried = self.model.recovered();
-        // A queue that is switched on again may have found a wait of before.
-        while let Some(Seen::Status(_)) = self.model.seen.front() {
-            self.model.seen.pop_front();
-            tried.append(&mut self.model.recovered());
-        }
+        let tried = self.model.resumed();
         self.model.check_recovered(&tried, |_| changed);
     }
 
