@@ -86,9 +86,9 @@ impl Request {
 }
 
 const PINS: usize = 8;
-/// Where sources are, two on each: with an IOAPIC's pin and a PIC's input at the end, and with one of both only.
+/// Where sources are, two plain and a resampling one on each: with an IOAPIC's pin and a PIC's input at the end, and with one of both only.
 const GSIS: [usize; 5] = [0, 1, 2, 5, 9];
-const SOURCES: usize = 2 * GSIS.len();
+const SOURCES: usize = 3 * GSIS.len();
 const VECTORS: usize = 4;
 const IOAPIC: u16 = 0xff00;
 
@@ -473,23 +473,36 @@ impl Model {
         }
     }
 
-    /// Pins whose level was blocked or refused may be tried again by any access to the unit, and those that were
-    /// `covered` by what it has invalidated must have been. Until a status, or to the end.
-    fn recovered(&mut self, covered: impl Fn(Option<u32>) -> bool) {
-        let mut tried = [false; PINS];
+    /// Pins whose level was blocked or refused may be tried again by any access to the unit. Which interrupts were, until
+    /// something else was seen.
+    fn recovered(&mut self) -> Vec<Outcome> {
+        let mut tried = Vec::new();
         while let Some(&Seen::Delivered(interrupt, _)) = self.seen.front() {
-            let means = |pin: &usize| {
-                self.is_due(*pin)
-                    && unnamed(self.translate(&self.message_of(*pin))) == unnamed(numbers(&interrupt, None))
-            };
+            let interrupt = numbers(&interrupt, None);
+            let means = |pin: &usize| self.is_due(*pin) && unnamed(self.translate(&self.message_of(*pin))) == interrupt;
             let pin = (0..PINS).find(means).unwrap_or_else(|| panic!("nobody asked for {interrupt:?}"));
-            tried[pin] = true;
             self.attempt(pin);
+            tried.push(interrupt);
         }
+        tried
+    }
+
+    /// The same of a queue that goes on where it had stopped, and may have found waits there.
+    fn resumed(&mut self) -> Vec<Outcome> {
+        let mut tried = self.recovered();
+        while let Some(Seen::Status(_)) = self.seen.front() {
+            self.seen.pop_front();
+            tried.append(&mut self.recovered());
+        }
+        tried
+    }
+
+    /// What is due after an invalidation by an entry that it `covers` has been tried and refused.
+    fn check_recovered(&self, tried: &[Outcome], covers: impl Fn(Option<u32>) -> bool) {
         for pin in (0..PINS).filter(|&pin| self.is_due(pin)) {
-            if let Outcome::Interrupt { cookie, .. } = self.translate(&self.message_of(pin)) {
-                // One that wants the same interrupt as another may have been taken for it.
-                assert!(!covered(cookie) || tried.contains(&true), "pin {pin} is lost");
+            let now = self.translate(&self.message_of(pin));
+            if let Outcome::Interrupt { cookie, .. } = now {
+                assert!(!covers(cookie) || tried.contains(&unnamed(now)), "the level of pin {pin} is lost");
             }
         }
     }
@@ -510,7 +523,7 @@ fn gsi_of(source: usize) -> usize {
 }
 
 fn resamples(source: usize) -> bool {
-    source >= GSIS.len()
+    source >= 2 * GSIS.len()
 }
 
 /// Two devices with two vectors each.
@@ -745,9 +758,10 @@ impl World {
                 }
                 self.write32(FSTS, 0x7f);
                 self.model.faults.clear();
+                // Without its error the queue goes on.
+                _ = self.fabric.vtd();
                 self.look();
-                // An error of the queue may have been what it waited for.
-                self.model.recovered(|_| false);
+                _ = self.model.resumed();
             }
             Step::BeforeRun(other) => self.before_run(usize::from(other)),
             Step::Take(other) => {
@@ -815,15 +829,8 @@ impl World {
         if changed {
             self.model.invalidate(|_| true);
         }
-        // A queue that is switched on again may have found a wait of before.
-        while !self.model.seen.is_empty() {
-            self.model.recovered(|_| false);
-            if let Some(Seen::Status(_)) = self.model.seen.front() {
-                self.model.seen.pop_front();
-            } else {
-                break;
-            }
-        }
+        let tried = self.model.resumed();
+        self.model.check_recovered(&tried, |_| changed);
     }
 
     /// Entries and a wait: if the status is written the invalidation has been performed, and at that very moment.
@@ -852,16 +859,15 @@ impl World {
         };
         let idle = state.queue.head == state.queue.tail;
         let runs = self.model.registers.0 & QIE != 0 && idle;
-        let mut first = true;
-        let mut done = false;
+        let (mut first, mut done) = (true, false);
         loop {
-            let ours = self.model.seen.iter().any(|seen| *seen == Seen::Status(wait));
-            self.model.recovered(|cookie| runs && ours && !done && covers(cookie));
+            let tried = self.model.recovered();
             match self.model.seen.pop_front() {
                 Some(Seen::Status(status)) => {
                     if status == wait {
-                        self.model.invalidate(covers);
                         done = true;
+                        self.model.check_recovered(&tried, |cookie| runs && covers(cookie));
+                        self.model.invalidate(covers);
                     }
                     if std::mem::take(&mut first) {
                         (0..VECTORS).for_each(|vector| self.model.signal(vector));
