@@ -28,7 +28,8 @@ use super::report::PinStats;
 use super::translation::Translating;
 use crate::chip::ioapic::{Ioapic, PinSet, Written};
 use crate::line::{Level, Pin};
-use crate::msg::{Acceptance, DeliveryMode, Interrupt, Trigger};
+use crate::msg::{Acceptance, DeliveryMode, Interrupt, Message, Trigger};
+use crate::record::{Outcome, Tape, Taped};
 use crate::remap::{Entries, Target, Translation};
 use crate::sync::{Mutex, MutexGuard};
 use std::sync::Arc;
@@ -47,7 +48,7 @@ pub(crate) struct IoapicPort {
 }
 
 struct State {
-    chip: Ioapic,
+    chip: Taped<Ioapic>,
     entry_writes: u64,
     pins: Box<[PinPort]>,
 }
@@ -119,9 +120,9 @@ impl Pin for IoapicPin {
 }
 
 impl IoapicPort {
-    pub(crate) fn new(core: Arc<Core>, first_gsi: u32, chip: Ioapic) -> Self {
+    pub(crate) fn new(core: Arc<Core>, first_gsi: u32, chip: Ioapic, tape: Tape) -> Self {
         let pins = (0..chip.pins()).map(|_| PinPort::default()).collect();
-        Self { core, first_gsi, state: Mutex::new(State { chip, entry_writes: 0, pins }) }
+        Self { core, first_gsi, state: Mutex::new(State { chip: Taped::new(chip, tape), entry_writes: 0, pins }) }
     }
 
     /// Parks the routes of interrupts in service: what a restored chip needs before its guest runs. The answer is
@@ -138,6 +139,7 @@ impl IoapicPort {
             if state.parks(pin, &interrupt) {
                 newest = newest.max(Some(self.core.table.put(self.gsi(pin), interrupt)));
                 state.pins[usize::from(pin)].parking = Parking::Parked(interrupt);
+                state.chip.parked(pin, Some(interrupt));
             }
         }
         newest
@@ -268,16 +270,18 @@ impl IoapicPort {
     #[inline(always)]
     fn attempt<'a>(self: &'a Arc<Self>, mut session: Session<'a>, pin: u8) {
         while let Some(message) = session.state.chip.due(pin) {
-            let interrupt = match session.translation.translate(&message) {
+            let translated = session.translation.translate(&message);
+            let sent = (message, Outcome::of(&translated));
+            let interrupt = match translated {
                 Ok(Translation { target: Target::Interrupt(interrupt), .. }) => interrupt,
                 // Who waits for it is called with no lock held, and a pin's line is.
                 Ok(Translation { target: Target::Event(_), .. }) => {
                     Counters::count(&self.core.counters.dropped);
-                    return session.state.delivered(pin, Acceptance::Refused);
+                    return session.state.delivered(pin, sent, Acceptance::Refused);
                 }
                 Err(why) => {
                     self.core.refused(&*session.translation, &message, why);
-                    return session.state.delivered(pin, Acceptance::Refused);
+                    return session.state.delivered(pin, sent, Acceptance::Refused);
                 }
             };
             let park = match session.state.parks(pin, &interrupt) {
@@ -290,7 +294,7 @@ impl IoapicPort {
                         DeliveryMode::ExtInt => self.core.external(&interrupt),
                         _ => self.core.deliver(&interrupt),
                     };
-                    return session.state.delivered(pin, acceptance);
+                    return session.state.delivered(pin, sent, acceptance);
                 }
                 Park::Elsewhere => return,
                 Park::Commit { generation } => {
@@ -299,9 +303,10 @@ impl IoapicPort {
                     let published = self.core.publish(since);
                     session = self.enter();
                     match session.state.pins[usize::from(pin)].parked(generation, published) {
-                        Parked::Yes => {}
+                        Parked::Yes => session.state.chip.parked(pin, Some(interrupt)),
                         Parked::Overtaken => return,
                         Parked::Failed => {
+                            session.state.chip.parked(pin, None);
                             self.put_off(session, pin);
                             return;
                         }
@@ -396,8 +401,8 @@ impl State {
         unparks
     }
 
-    fn delivered(&mut self, pin: u8, acceptance: Acceptance) {
-        self.chip.delivered(pin, acceptance);
+    fn delivered(&mut self, pin: u8, (message, outcome): (Message, Outcome), acceptance: Acceptance) {
+        self.chip.delivered(pin, message, outcome, acceptance);
         let port = &mut self.pins[usize::from(pin)];
         port.later = None;
         match acceptance {

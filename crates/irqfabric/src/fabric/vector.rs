@@ -10,6 +10,7 @@ use super::report::VectorStats;
 use super::translation::Translating;
 use crate::hv::HvError;
 use crate::msg::{Acceptance, Interrupt, Masking, Message};
+use crate::record::{Outcome, Sent, Step, Tape, VectorStep};
 use crate::remap::{Cookie, Refusal, Remapper, Target};
 use crate::route::{Action, Event, Gsi, Listener, Since};
 use crate::sync::{EventFd, Mutex, MutexGuard, Stopwatch};
@@ -56,6 +57,7 @@ pub(super) struct State {
     /// It fired while it might not send, and the dispatcher looks away since.
     muted: bool,
     stats: VectorStats,
+    tape: Tape,
 }
 
 /// A vector's route.
@@ -79,8 +81,8 @@ pub(super) enum Wish {
 }
 
 impl Vector {
-    pub(super) fn new(core: Arc<Core>) -> Self {
-        Self { core, eventfd: OnceLock::new(), state: Mutex::default() }
+    pub(super) fn new(core: Arc<Core>, tape: Tape) -> Self {
+        Self { core, eventfd: OnceLock::new(), state: Mutex::new(State { tape, ..State::default() }) }
     }
 
     /// What names it among all vectors that are alive.
@@ -189,10 +191,12 @@ impl Vector {
             }
             Err(why) => {
                 self.core.refused(&*remapper, &message, why);
+                state.sent(why.into(), Acceptance::Refused);
                 return state;
             }
             Ok(Target::Event(event)) => event,
         };
+        state.sent(Target::Event(event).into(), Acceptance::Accepted);
         state.stats.delivered += 1;
         drop(state);
         drop(remapper);
@@ -261,6 +265,7 @@ impl Vector {
         }
         state.programmed = message.is_some();
         state.message = message.unwrap_or_default();
+        state.push(|| VectorStep::Program { message });
         if state.masking == Masking::Unmasked && state.programmed && std::mem::take(&mut state.muted) {
             if self.drain(&state) {
                 // It fired before it was programmed.
@@ -319,6 +324,8 @@ impl Vector {
             // It fired while the function was off.
             Counters::count(&self.core.counters.dropped);
         }
+        let sends_pending = Some(masking == Masking::Unmasked && state.pending);
+        state.push(|| VectorStep::Mask { masking, sends_pending });
         match masking {
             Masking::Masked => self.step(&mut state, Event::Mask),
             Masking::Disabled => {
@@ -342,6 +349,7 @@ impl Vector {
         let mut state = self.state.lock();
         if state.masking == Masking::Masked && self.drain(&state) {
             state.pending = true;
+            state.push(|| VectorStep::Signal { outcome: None, acceptance: None, signal: Some(Sent::Pending) });
         }
         state.pending
     }
@@ -357,7 +365,9 @@ impl Vector {
 
     /// A snapshot says that a signal waits.
     pub(super) fn restore_pending(&self) {
-        self.state.lock().pending = true;
+        let mut state = self.state.lock();
+        state.pending = true;
+        state.push(|| VectorStep::Pending);
     }
 
     // Listening.
@@ -576,13 +586,29 @@ impl State {
             (Masking::Masked, _) => self.pending = true,
             (Masking::Unmasked, None) | (Masking::Disabled, _) => Counters::count(&core.counters.dropped),
         }
+        let signal = Some(if self.masking == Masking::Masked { Sent::Pending } else { Sent::Dropped });
+        self.push(|| VectorStep::Signal { outcome: None, acceptance: None, signal });
         None
     }
 
     fn deliver(&mut self, core: &Core, interrupt: &Interrupt) {
-        if core.deliver(interrupt) == Acceptance::Accepted {
+        let acceptance = core.deliver(interrupt);
+        if acceptance == Acceptance::Accepted {
             self.stats.delivered += 1;
         }
+        self.sent(Outcome::Interrupt(*interrupt), acceptance);
+    }
+
+    /// The message went out.
+    #[inline]
+    fn sent(&mut self, outcome: Outcome, acceptance: Acceptance) {
+        let (outcome, acceptance, signal) = (Some(outcome), Some(acceptance), Some(Sent::Message(self.message)));
+        self.push(|| VectorStep::Signal { outcome, acceptance, signal });
+    }
+
+    #[inline]
+    fn push(&mut self, step: impl FnOnce() -> VectorStep) {
+        self.tape.push(|| Step::Vector(step()));
     }
 
     /// The entry that the cached translation came from, if there is one.
