@@ -41,10 +41,10 @@ pub mod line;
 pub mod memory;
 pub mod msg;
 pub mod pci;
-pub mod remap;
 #[cfg(feature = "record")]
 pub mod record;
 #[cfg(not(feature = "record"))]
 mod record;
+pub mod remap;
 mod route;
 mod sync;

@@ -113,6 +113,8 @@ pub(super) enum Line {
 #[derive(Debug)]
 pub(super) struct Contents {
     pub machines: BTreeMap<u32, Steps>,
+    /// How many steps the recorder had no room for.
+    pub lost: u64,
 }
 
 #[derive(Debug)]
@@ -146,7 +148,7 @@ enum Form {
 /// Reads it all, or says what is wrong.
 pub(super) fn read(file: impl BufRead) -> Result<Contents, FileError> {
     let mut lines = Lines { file, line: 0 };
-    let mut contents = Contents { machines: BTreeMap::new() };
+    let mut contents = Contents { machines: BTreeMap::new(), lost: 0 };
     let form = {
         let first = lines.next()?.unwrap_or_default();
         form(&first).map_err(|problem| FileError { line: 1, problem })?
@@ -157,7 +159,8 @@ pub(super) fn read(file: impl BufRead) -> Result<Contents, FileError> {
         if end.is_some() {
             return Err(at(Problem::Trailing));
         }
-        match parse(&text).map_err(at)? {
+        let cut = form == Form::Recording && !text.ends_with('\n');
+        match parse(&text).map_err(|problem| at(if cut { Problem::Cut } else { problem }))? {
             None => {}
             Some(Line::Begins { machine, begins }) => {
                 let steps = Steps { line: lines.line, begins, steps: Vec::new(), lost: None };
@@ -186,9 +189,9 @@ pub(super) fn read(file: impl BufRead) -> Result<Contents, FileError> {
     if form == Form::Recording && end.is_none() {
         return Err(FileError { line: lines.line + 1, problem: Problem::Cut });
     }
-    let lost = end.unwrap_or_default();
+    contents.lost = end.unwrap_or_default();
     for (&machine, steps) in &mut contents.machines {
-        steps.order(machine, lost)?;
+        steps.order(machine, contents.lost)?;
     }
     Ok(contents)
 }
@@ -274,7 +277,8 @@ fn from<T: for<'a> Deserialize<'a>>(value: Value) -> Result<T, Problem> {
 }
 
 fn malformed(error: &serde_json::Error) -> Problem {
-    Problem::Malformed(error.to_string())
+    // Each line is a text of its own.
+    Problem::Malformed(error.to_string().replace(" at line 1 column ", ", column "))
 }
 
 struct Lines<R> {
@@ -295,10 +299,16 @@ impl<R: BufRead> Lines<R> {
         }
         self.line = line;
         if bytes.len() > LONGEST {
-            return Err(at(if line == 1 { Problem::NotARecording } else { Problem::Malformed("it has no end".into()) }));
+            return Err(at(if line == 1 {
+                Problem::NotARecording
+            } else {
+                Problem::Malformed("it has no end".into())
+            }));
         }
         let text = String::from_utf8(bytes);
-        let text = text.map_err(|_| at(if line == 1 { Problem::NotARecording } else { Problem::Malformed("it is no text".into()) }))?;
+        let text = text.map_err(|_| {
+            at(if line == 1 { Problem::NotARecording } else { Problem::Malformed("it is no text".into()) })
+        })?;
         Ok(Some(text))
     }
 }

@@ -10,8 +10,8 @@ use crate::hv::Ends;
 use crate::line::Level;
 use crate::memory::{Memory, OutsideMemory};
 use crate::msg::{Interrupt, Masking, Message, Trigger};
-use crate::remap::{self, Cookie};
 use crate::remap::vtd::{Fault, Faults, Vtd};
+use crate::remap::{self, Cookie};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
@@ -55,7 +55,8 @@ pub(super) struct Played {
 }
 
 const DUE: &str = "nothing was due on that pin";
-const PARKED: &str = "a level interrupt was delivered before its parked route was in force: its end would not be reported";
+const PARKED: &str =
+    "a level interrupt was delivered before its parked route was in force: its end would not be reported";
 const DETACHED: &str = "a message went out, and the step does not say what became of it";
 const MEMORY: &str = "the unit reads something else of the guest's memory than what was recorded";
 
@@ -77,9 +78,7 @@ impl Machine {
             Begins::Vtd { state: saved } => {
                 let (vtd, faults) = match saved.as_deref() {
                     None => (Vtd::default(), Faults::default()),
-                    Some((vtd, faults)) => {
-                        (Vtd::restore(vtd).map_err(state)?, Faults::restore(faults).map_err(state)?)
-                    }
+                    Some((vtd, faults)) => (Vtd::restore(vtd).map_err(state)?, Faults::restore(faults).map_err(state)?),
                 };
                 Self::Vtd(Box::new(Unit { vtd, faults, memory: VecDeque::new() }))
             }
@@ -133,7 +132,9 @@ fn play_ioapic(chip: &mut Ioapic, parked: &mut [Option<Interrupt>], step: Ioapic
             }
             IoapicStep::Write { offset, length, data, led_to: Some(written) }
         }
-        IoapicStep::End { pin, vector, ended: _ } => IoapicStep::End { pin, vector, ended: Some(chip.end(pin, vector)) },
+        IoapicStep::End { pin, vector, ended: _ } => {
+            IoapicStep::End { pin, vector, ended: Some(chip.end(pin, vector)) }
+        }
         IoapicStep::Deliver { pin, outcome, acceptance, message: _ } => {
             let message = chip.due(pin);
             if message.is_none() {
@@ -237,7 +238,8 @@ impl Memory for RecordedMemory {
         let (outside, mut filled) = (OutsideMemory { address, length: data.len() }, 0);
         while let Some(rest) = data.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             let next = reads.pop_front().filter(|(at, ..)| *at == address.saturating_add(filled as u64));
-            let Some((_, length, words)) = next.filter(|(_, length, _)| usize::from(*length) <= rest.len() && *length > 0)
+            let Some((_, length, words)) =
+                next.filter(|(_, length, _)| usize::from(*length) <= rest.len() && *length > 0)
             else {
                 *as_recorded = false;
                 return Err(outside);

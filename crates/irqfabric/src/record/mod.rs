@@ -35,6 +35,3 @@ pub use file::{FileError, Problem};
 pub use recorder::{RecordError, Recorded, Recorder};
 #[cfg(feature = "record")]
 pub use replay::{Difference, Gap, Replayed, replay};
-
-#[cfg(all(test, feature = "record"))]
-mod tests;

@@ -9,7 +9,9 @@ use super::tape::Tapes;
 use std::cell::RefCell;
 use std::io::{self, BufWriter, Write};
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
@@ -241,8 +243,7 @@ impl Shared {
             }
             drop(buffers);
             // Threads end.
-            lock(&self.buffers)
-                .retain(|buffer| Arc::strong_count(buffer) > 1 || !lock(&buffer.records).is_empty());
+            lock(&self.buffers).retain(|buffer| Arc::strong_count(buffer) > 1 || !lock(&buffer.records).is_empty());
             if closed {
                 break;
             }

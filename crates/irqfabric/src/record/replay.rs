@@ -21,7 +21,9 @@ pub struct Replayed {
     pub records: usize,
     /// The first output, by line, that is not what was recorded.
     pub difference: Option<Difference>,
-    /// Machines that the recorder has lost steps of: what follows those was not replayed.
+    /// Steps that the recorder had no room for, and are not in the file.
+    pub lost: u64,
+    /// The machines that have steps behind those: they were not replayed.
     pub gaps: Vec<Gap>,
 }
 
@@ -33,16 +35,16 @@ pub struct Difference {
     pub line: usize,
     /// Whose it is.
     pub machine: String,
-    /// What was recorded.
-    pub recorded: Value,
-    /// What the machine says.
-    pub seen: Value,
+    /// What was recorded, as a line of the file.
+    pub recorded: String,
+    /// What the machine says, likewise.
+    pub seen: String,
     /// The rule that is broken, if it is not the output alone.
     pub broken: Option<String>,
     /// The machine's state before the step.
     pub state: Value,
     /// Its last steps before, oldest first.
-    pub before: Vec<Value>,
+    pub before: Vec<String>,
 }
 
 /// A machine of which steps are missing.
@@ -56,12 +58,12 @@ pub struct Gap {
 }
 
 /// Runs the machines of a file again. `answer` is called with each step that the file has only the inputs of, completed
-/// by the outputs.
+/// by the outputs, as a line of the file.
 ///
 /// The file is read and checked before anything is run.
-pub fn replay(file: impl BufRead, mut answer: impl FnMut(&Value)) -> Result<Replayed, FileError> {
+pub fn replay(file: impl BufRead, mut answer: impl FnMut(&str)) -> Result<Replayed, FileError> {
     let contents = file::read(file)?;
-    let mut replayed = Replayed::default();
+    let mut replayed = Replayed { lost: contents.lost, ..Replayed::default() };
     let machines: Vec<_> = contents
         .machines
         .into_iter()
@@ -90,7 +92,7 @@ fn run(
     name: &str,
     steps: &Steps,
     records: &mut usize,
-    answer: &mut impl FnMut(&Value),
+    answer: &mut impl FnMut(&str),
 ) -> Option<Difference> {
     for (index, &(line, record)) in steps.steps.iter().enumerate() {
         let played = machine.play(&record.step);
@@ -98,8 +100,8 @@ fn run(
         if played.broken.is_none() && played.step == record.step {
             continue;
         }
-        let (recorded, seen) = (shown(&record), shown(&Record { step: played.step, ..record }));
-        if played.broken.is_none() && agrees(&recorded, &seen) {
+        let seen = shown(&Record { step: played.step, ..record });
+        if played.broken.is_none() && agrees(&json!(record.step), &json!(played.step)) {
             answer(&seen);
             continue;
         }
@@ -110,7 +112,7 @@ fn run(
         return Some(Difference {
             line,
             machine: name.to_owned(),
-            recorded,
+            recorded: shown(&record),
             seen,
             broken: played.broken.map(str::to_owned),
             state,
@@ -140,8 +142,8 @@ fn agrees(recorded: &Value, seen: &Value) -> bool {
     }
 }
 
-fn shown(&Record { machine, number, step }: &Record) -> Value {
-    json!(Line::Step { machine, number: Some(number), step })
+fn shown(&Record { machine, number, step }: &Record) -> String {
+    serde_json::to_string(&Line::Step { machine, number: Some(number), step }).unwrap_or_default()
 }
 
 fn name(number: u32, begins: &Begins) -> String {
@@ -157,15 +159,16 @@ fn name(number: u32, begins: &Begins) -> String {
 
 impl fmt::Display for Replayed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { machines, records, difference, gaps } = self;
+        let Self { machines, records, difference, lost, gaps } = self;
         match difference {
             None => writeln!(f, "{records} records of {machines} machines replayed, all outputs as recorded")?,
             Some(difference) => difference.fmt(f)?,
         }
-        for Gap { machine, number } in gaps {
-            writeln!(f, "{machine}: replayed up to step {number}, which the recorder had no room for")?;
+        if *lost > 0 {
+            writeln!(f, "{lost} more records are not in it: the recorder had no room for them")?;
         }
-        Ok(())
+        gaps.iter()
+            .try_for_each(|Gap { machine, number }| writeln!(f, "  {machine}: not replayed from step {number} on"))
     }
 }
 

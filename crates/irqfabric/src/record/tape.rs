@@ -1,8 +1,8 @@
 //! Where a machine's steps go: nowhere, unless somebody records.
 
-use super::step::{Begins, Step};
 #[cfg(feature = "record")]
 use super::recorder::Shared;
+use super::step::{Begins, Step};
 #[cfg(feature = "record")]
 use std::sync::Arc;
 

@@ -1,0 +1,95 @@
+//! Keeps the recordings of stock Linux boots that the tests of the VMM replay: whole machines' beginnings, as many steps of
+//! each as fit.
+
+use super::Testbed;
+use super::run;
+use crate::report::Live;
+use crate::scenarios::recorded::BOOTS;
+use crate::workspace;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+const FOLDER: &str = "crates/irqfabric-vmm/tests/recordings";
+
+/// Each; both together stay below 200 KiB.
+const SIZE: usize = 96 << 10;
+
+/// Boots each and writes its file. Returns where they are.
+pub fn boots(testbed: &Testbed, live: &Live) -> Result<Vec<PathBuf>> {
+    let folder = workspace::make(workspace::root().join(FOLDER))?;
+    let keep = |boot: &'static crate::scenarios::recorded::Boot| {
+        let scenario = boot.scenario();
+        let evidence = run::play(testbed, &scenario, live)?;
+        (scenario.judge)(&evidence)?;
+        let path = folder.join(boot.name).with_extension("jsonl");
+        fs::write(&path, trimmed(&evidence.text("recording")?)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    };
+    BOOTS.iter().map(keep).collect()
+}
+
+/// The longest beginnings that fit, of the same number of steps for each machine that has so many.
+fn trimmed(recording: &str) -> Result<String> {
+    let (mut size, mut least, mut most) = (String::new(), 1, recording.lines().count());
+    while least <= most {
+        let steps = least.midpoint(most);
+        let text = beginnings(recording, steps as u64)?;
+        if text.len() <= SIZE {
+            (size, least) = (text, steps + 1);
+        } else {
+            most = steps - 1;
+        }
+    }
+    ensure!(!size.is_empty(), "not even the first step of each machine fits into {SIZE} bytes");
+    Ok(size)
+}
+
+/// The first so many steps of each machine, as a recording of its own. Machines that take no step are left out.
+fn beginnings(recording: &str, steps: u64) -> Result<String> {
+    let (mut header, mut machines) = (String::new(), BTreeMap::<u64, (String, Vec<(u64, &str)>)>::new());
+    for line in recording.lines() {
+        let value: Value = serde_json::from_str(line)?;
+        match (value["machine"].as_u64(), value["number"].as_u64()) {
+            (Some(machine), None) => machines.entry(machine).or_default().0 = format!("{line}\n"),
+            (Some(machine), Some(number)) if number < steps => {
+                machines.entry(machine).or_default().1.push((number, line))
+            }
+            (Some(_), Some(_)) => {}
+            (None, _) if value["records"].is_u64() => {}
+            (None, _) => header = format!("{line}\n"),
+        }
+    }
+    let mut text = header;
+    let mut records = 0;
+    for (begins, mut steps) in machines.into_values().filter(|(_, steps)| !steps.is_empty()) {
+        steps.sort_unstable_by_key(|(number, _)| *number);
+        records += steps.len();
+        text += &begins;
+        steps.iter().for_each(|(_, line)| text.extend([line, "\n"]));
+    }
+    text += &format!("{}\n", json!({ "records": records, "lost": 0 }));
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_the_beginning_of_each_machine_and_a_whole_recording() {
+        let recording = "{\"irqfabric-recording\":1}\n\
+                         {\"machine\":0,\"begins\":{\"line\":{\"gsi\":0}}}\n\
+                         {\"machine\":1,\"begins\":{\"line\":{\"gsi\":1}}}\n\
+                         {\"machine\":1,\"number\":2}\n{\"machine\":1,\"number\":0}\n{\"machine\":1,\"number\":1}\n\
+                         {\"records\":3,\"lost\":0}\n";
+        let kept = "{\"irqfabric-recording\":1}\n\
+                    {\"machine\":1,\"begins\":{\"line\":{\"gsi\":1}}}\n\
+                    {\"machine\":1,\"number\":0}\n{\"machine\":1,\"number\":1}\n\
+                    {\"lost\":0,\"records\":2}\n";
+        assert_eq!(beginnings(recording, 2).unwrap(), kept);
+    }
+}
