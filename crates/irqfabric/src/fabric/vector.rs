@@ -45,7 +45,9 @@ pub(super) struct State {
     // What is known about it.
     /// What `message` came out as when it was last translated. A failure is never kept.
     translated: Option<Target>,
-    cookie: Option<Cookie>,
+    /// Of `translated`; whether there is one is kept apart from it, again for the size.
+    cookie: Cookie,
+    has_cookie: bool,
     // Who listens.
     listener: Listener,
     /// Kept by Hot and Masked only.
@@ -216,7 +218,7 @@ impl Vector {
         }
         let translation = remapper.translate(message)?;
         state.translated = Some(translation.target);
-        state.cookie = translation.cookie;
+        state.set_cookie(translation.cookie);
         // Mostly it comes from the same entry as before, and the index is one for all vectors.
         let indexed = state.route.as_ref().is_some_and(|route| route.leftover.contains(&translation.cookie));
         if !indexed {
@@ -228,7 +230,8 @@ impl Vector {
     fn forget(&self, state: &mut State) -> Option<Target> {
         let before = state.translated.take();
         if before.is_some() {
-            let cookie = state.cookie.take();
+            let cookie = state.cookie();
+            state.set_cookie(None);
             match &mut state.route {
                 // The kernel delivers by it all the same, until it is told.
                 Some(route) if !route.leftover.contains(&cookie) => route.leftover.push(cookie),
@@ -611,9 +614,17 @@ impl State {
         self.tape.push(|| Step::Vector(step()));
     }
 
+    fn cookie(&self) -> Option<Cookie> {
+        self.has_cookie.then_some(self.cookie)
+    }
+
+    fn set_cookie(&mut self, cookie: Option<Cookie>) {
+        (self.has_cookie, self.cookie) = (cookie.is_some(), cookie.unwrap_or_default());
+    }
+
     /// The entry that the cached translation came from, if there is one.
     fn present(&self) -> Option<Option<Cookie>> {
-        self.translated.map(|_| self.cookie)
+        self.translated.map(|_| self.cookie())
     }
 
     /// Whether the route, if there is one, says what the translation says.

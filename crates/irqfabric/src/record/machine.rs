@@ -29,8 +29,11 @@ pub(super) struct Unit {
     vtd: Vtd,
     faults: Faults,
     /// What the next step will read of the guest's memory.
-    memory: VecDeque<(u64, u8, Option<[u64; 2]>)>,
+    memory: VecDeque<Read>,
 }
+
+/// Where, how many bytes, and what: 16 at most, or nothing if it was no memory.
+type Read = (u64, u8, Option<[u64; 2]>);
 
 #[derive(Default, Serialize)]
 pub(super) struct Vector {
@@ -229,7 +232,7 @@ impl Unit {
 }
 
 /// What was read, in the order in which it was, and whether that is what is asked for.
-struct RecordedMemory(Mutex<(VecDeque<(u64, u8, Option<[u64; 2]>)>, bool)>);
+struct RecordedMemory(Mutex<(VecDeque<Read>, bool)>);
 
 impl Memory for RecordedMemory {
     fn read(&self, address: u64, data: &mut [u8]) -> Result<(), OutsideMemory> {
