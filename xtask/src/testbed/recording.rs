@@ -32,10 +32,10 @@ pub fn boots(testbed: &Testbed, live: &Live) -> Result<Vec<PathBuf>> {
     BOOTS.iter().map(keep).collect()
 }
 
-/// What there are dozens of, and whose steps are alike, has so many times fewer steps of each: lines and vectors.
-const MANY: u64 = 16;
+/// Machines whose steps are much alike have so many times fewer: lines, vectors, and a PIC that nobody listens to.
+const ALIKE: u64 = 16;
 
-/// The longest beginnings that fit, of the same number of steps for each chip that has so many.
+/// The longest beginnings that fit, of the same number of steps for each IOAPIC and VT-d unit that has so many.
 fn trimmed(recording: &str) -> Result<String> {
     let (mut size, mut least, mut most) = (String::new(), 1, recording.lines().count());
     while least <= most {
@@ -51,11 +51,11 @@ fn trimmed(recording: &str) -> Result<String> {
     Ok(size)
 }
 
-/// The first so many steps of each chip, and some of the rest, as a recording of its own. Machines that take no step are left out.
+/// The first so many steps of each IOAPIC and VT-d unit, and some of the rest, as a recording of its own. Machines that take no step are left out.
 fn beginnings(recording: &str, steps: u64) -> Result<String> {
     let (mut header, mut machines) = (String::new(), BTreeMap::<u64, (String, Vec<(u64, &str)>)>::new());
-    let of = |line: &Value| match line["line"].is_object() || line["vector"].is_object() {
-        true => steps.div_ceil(MANY),
+    let of = |line: &Value| match ["line", "vector", "pic"].iter().any(|kind| line[kind].is_object()) {
+        true => steps.div_ceil(ALIKE),
         false => steps,
     };
     for line in recording.lines() {
@@ -90,11 +90,11 @@ mod tests {
     fn what_is_kept_is_the_beginning_of_each_machine_and_a_whole_recording() {
         let recording = "{\"irqfabric-recording\":1}\n\
                          {\"machine\":0,\"begins\":{\"line\":{\"gsi\":0}}}\n\
-                         {\"machine\":1,\"begins\":{\"pic\":{}}}\n\
+                         {\"machine\":1,\"begins\":{\"ioapic\":{\"gsi\":0}}}\n\
                          {\"machine\":1,\"number\":2}\n{\"machine\":1,\"number\":0}\n{\"machine\":1,\"number\":1}\n\
                          {\"records\":3,\"lost\":0}\n";
         let kept = "{\"irqfabric-recording\":1}\n\
-                    {\"machine\":1,\"begins\":{\"pic\":{}}}\n\
+                    {\"machine\":1,\"begins\":{\"ioapic\":{\"gsi\":0}}}\n\
                     {\"machine\":1,\"number\":0}\n{\"machine\":1,\"number\":1}\n\
                     {\"lost\":0,\"records\":2}\n";
         assert_eq!(beginnings(recording, 2).unwrap(), kept);

@@ -29,8 +29,8 @@ use super::translation::Translating;
 use crate::chip::ioapic::{Ioapic, PinSet, Written};
 use crate::line::{Level, Pin};
 use crate::msg::{Acceptance, DeliveryMode, Interrupt, Message, Trigger};
-use crate::record::{Outcome, Tape, Taped};
-use crate::remap::{Entries, Target, Translation};
+use crate::record::{Tape, Taped};
+use crate::remap::{Entries, Refusal, Target, Translation};
 use crate::sync::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -271,17 +271,16 @@ impl IoapicPort {
     fn attempt<'a>(self: &'a Arc<Self>, mut session: Session<'a>, pin: u8) {
         while let Some(message) = session.state.chip.due(pin) {
             let translated = session.translation.translate(&message);
-            let sent = (message, Outcome::of(&translated));
             let interrupt = match translated {
                 Ok(Translation { target: Target::Interrupt(interrupt), .. }) => interrupt,
                 // Who waits for it is called with no lock held, and a pin's line is.
                 Ok(Translation { target: Target::Event(_), .. }) => {
                     Counters::count(&self.core.counters.dropped);
-                    return session.state.delivered(pin, sent, Acceptance::Refused);
+                    return session.state.delivered(pin, message, &translated, Acceptance::Refused);
                 }
                 Err(why) => {
                     self.core.refused(&*session.translation, &message, why);
-                    return session.state.delivered(pin, sent, Acceptance::Refused);
+                    return session.state.delivered(pin, message, &translated, Acceptance::Refused);
                 }
             };
             let park = match session.state.parks(pin, &interrupt) {
@@ -294,7 +293,7 @@ impl IoapicPort {
                         DeliveryMode::ExtInt => self.core.external(&interrupt),
                         _ => self.core.deliver(&interrupt),
                     };
-                    return session.state.delivered(pin, sent, acceptance);
+                    return session.state.delivered(pin, message, &translated, acceptance);
                 }
                 Park::Elsewhere => return,
                 Park::Commit { generation } => {
@@ -401,8 +400,14 @@ impl State {
         unparks
     }
 
-    fn delivered(&mut self, pin: u8, (message, outcome): (Message, Outcome), acceptance: Acceptance) {
-        self.chip.delivered(pin, message, outcome, acceptance);
+    fn delivered(
+        &mut self,
+        pin: u8,
+        message: Message,
+        translated: &Result<Translation, Refusal>,
+        acceptance: Acceptance,
+    ) {
+        self.chip.delivered(pin, message, translated, acceptance);
         let port = &mut self.pins[usize::from(pin)];
         port.later = None;
         match acceptance {

@@ -57,7 +57,7 @@ impl Tape {
     #[inline]
     pub(crate) fn push(&mut self, step: impl FnOnce() -> Step) {
         if let Some(track) = &mut self.track {
-            track.push(step());
+            track.push(step);
         }
     }
 }
@@ -75,11 +75,13 @@ impl Tape {
 
 #[cfg(feature = "record")]
 impl Track {
+    /// Out of the way of those that do not record, the making of the step included.
     #[cold]
-    fn push(&mut self, step: Step) {
+    #[inline(never)]
+    fn push(&mut self, step: impl FnOnce() -> Step) {
         // A step that is lost leaves its number behind.
         let number = self.next;
         self.next += 1;
-        self.shared.push(self.machine, number, step);
+        self.shared.push(self.machine, number, step());
     }
 }

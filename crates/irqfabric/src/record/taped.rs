@@ -7,8 +7,8 @@ use crate::chip::pic::{Acknowledged, Pic};
 use crate::line::Level;
 use crate::memory::{Memory, OutsideMemory};
 use crate::msg::{Acceptance, Interrupt, Message};
-use crate::remap::Entries;
 use crate::remap::vtd::{Effect, Fault, FaultProcessing, Faults, Vtd};
+use crate::remap::{Entries, Refusal, Translation};
 use crate::sync::Mutex;
 use std::ops::Deref;
 
@@ -53,12 +53,14 @@ impl Taped<Ioapic> {
         asks
     }
 
+    #[inline]
     pub(crate) fn read(&mut self, offset: u64, data: &mut [u8]) {
         self.machine.read(offset, data);
         let step = || IoapicStep::Read { offset, length: length(data), data: Some(number(data)) };
         self.tape.push(|| Step::Ioapic(step()));
     }
 
+    #[inline]
     pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Written {
         let written = self.machine.write(offset, data);
         let step = || IoapicStep::Write { offset, length: length(data), data: number(data), led_to: Some(written) };
@@ -66,6 +68,7 @@ impl Taped<Ioapic> {
         written
     }
 
+    #[inline]
     #[must_use]
     pub(crate) fn end(&mut self, pin: u8, vector: u8) -> bool {
         let ended = self.machine.end(pin, vector);
@@ -73,11 +76,20 @@ impl Taped<Ioapic> {
         ended
     }
 
-    /// `message`, which was due, became `outcome`, and this is what came of it.
+    /// `message`, which was due, was `translated` so, and this is what came of it.
     #[inline]
-    pub(crate) fn delivered(&mut self, pin: u8, message: Message, outcome: Outcome, acceptance: Acceptance) {
+    pub(crate) fn delivered(
+        &mut self,
+        pin: u8,
+        message: Message,
+        translated: &Result<Translation, Refusal>,
+        acceptance: Acceptance,
+    ) {
         self.machine.delivered(pin, acceptance);
-        let step = || IoapicStep::Deliver { pin, outcome, acceptance, message: Some(message) };
+        let step = || {
+            let outcome = Outcome::of(translated);
+            IoapicStep::Deliver { pin, outcome, acceptance, message: Some(message) }
+        };
         self.tape.push(|| Step::Ioapic(step()));
     }
 
@@ -93,47 +105,55 @@ impl Taped<Ioapic> {
 }
 
 impl Taped<Pic> {
+    #[inline]
     pub(crate) fn set(&mut self, input: u8, level: Level) {
         self.machine.set(input, level);
-        let intr = Some(self.machine.output());
-        self.tape.push(|| Step::Pic(PicStep::Set { input, level, intr }));
+        let intr = || Some(self.machine.output());
+        self.tape.push(|| Step::Pic(PicStep::Set { input, level, intr: intr() }));
     }
 
+    #[inline]
     pub(crate) fn pulse(&mut self, input: u8) {
         self.machine.pulse(input);
-        let intr = Some(self.machine.output());
-        self.tape.push(|| Step::Pic(PicStep::Pulse { input, intr }));
+        let intr = || Some(self.machine.output());
+        self.tape.push(|| Step::Pic(PicStep::Pulse { input, intr: intr() }));
     }
 
+    #[inline]
     pub(crate) fn read(&mut self, port: u16, data: &mut [u8]) {
         self.machine.read(port, data);
-        let intr = Some(self.machine.output());
-        self.tape.push(|| Step::Pic(PicStep::Read { port, length: length(data), data: Some(number(data)), intr }));
+        let intr = || Some(self.machine.output());
+        self.tape
+            .push(|| Step::Pic(PicStep::Read { port, length: length(data), data: Some(number(data)), intr: intr() }));
     }
 
+    #[inline]
     pub(crate) fn write(&mut self, port: u16, data: &[u8]) {
         self.machine.write(port, data);
-        let intr = Some(self.machine.output());
-        let step = || PicStep::Write { port, length: length(data), data: number(data), intr };
+        let intr = || Some(self.machine.output());
+        let step = || PicStep::Write { port, length: length(data), data: number(data), intr: intr() };
         self.tape.push(|| Step::Pic(step()));
     }
 
+    #[inline]
     pub(crate) fn acknowledge_input(&mut self) -> Acknowledged {
         let acknowledged = self.machine.acknowledge_input();
-        let (vector, intr) = (Some(acknowledged.vector), Some(self.machine.output()));
-        self.tape.push(|| Step::Pic(PicStep::Acknowledge { vector, intr }));
+        let intr = || Some(self.machine.output());
+        self.tape.push(|| Step::Pic(PicStep::Acknowledge { vector: Some(acknowledged.vector), intr: intr() }));
         acknowledged
     }
 }
 
 /// A unit's faults, whose lock every entry into the unit takes: its steps are numbered here.
 impl Taped<Faults> {
+    #[inline]
     pub(crate) fn read(&mut self, vtd: &Vtd, offset: u64, data: &mut [u8]) {
         vtd.read(&self.machine, offset, data);
         let step = || VtdStep::Read { offset, length: length(data), data: Some(number(data)) };
         self.tape.push(|| Step::Vtd(step()));
     }
 
+    #[inline]
     pub(crate) fn write(&mut self, vtd: &mut Vtd, offset: u64, data: &[u8]) {
         vtd.write(&mut self.machine, offset, data);
         self.tape.push(|| Step::Vtd(VtdStep::Write { offset, length: length(data), data: number(data) }));
