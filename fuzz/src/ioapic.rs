@@ -3,7 +3,7 @@
 
 use crate::{Data, Number, steps};
 use arbitrary::{Arbitrary, Unstructured};
-use irqfabric::chip::ioapic::{Ioapic, IoapicState, MAX_PINS, Version};
+use irqfabric::chip::ioapic::{Ioapic, IoapicState, MAX_PINS, Version, Written};
 use irqfabric::line::Level;
 use irqfabric::msg::{Acceptance, Message, RequesterId};
 
@@ -94,17 +94,21 @@ fn apply(chip: &mut Ioapic, before: &IoapicState, step: &Step) {
         }
         Step::Window(value) => {
             let written = chip.write(0x10, &value.to_le_bytes());
-            let Some(pin) = written.entry else { return };
+            let Written::Entry { pin, ended } = written else { return };
             let (old, new) = (before.pins[usize::from(pin)].entry, chip.save().pins[usize::from(pin)].entry);
             let shift = if before.select & 1 == 0 { 0 } else { 32 };
             let mask = WRITABLE & 0xffff_ffff << shift;
             let merged = old & !mask | u64::from(value) << shift & mask;
             assert_eq!(new & !REMOTE_IRR, merged & !REMOTE_IRR);
             assert_eq!(new & REMOTE_IRR, if is_level(merged) { old & REMOTE_IRR } else { 0 });
+            assert_eq!(ended, old & !new & REMOTE_IRR != 0);
         }
         Step::Write(offset, data) => {
-            let ended = chip.write(offset.into(), data.as_slice()).ended;
-            assert!(ended.is_empty() || (offset == 0x40 && before.version == Version::V20));
+            if let Written::EndOfInterrupt(vector) = chip.write(offset.into(), data.as_slice()) {
+                assert_eq!((offset, before.version), (0x40, Version::V20));
+                assert_eq!(chip.save(), *before, "the end is the owner's to tell");
+                apply(chip, before, &Step::End(Number(vector)));
+            }
         }
         Step::Read(offset, size) => {
             let mut data = vec![0xaa; usize::from(size % 17)];

@@ -20,7 +20,6 @@ enum Step {
     End,
     TakeNmi,
     TakeSmi,
-    TakeExtInt,
     TakeInit,
     TakeStartUp,
     SaveAndRestore,
@@ -157,11 +156,6 @@ fn apply(lapic: &mut Lapic, step: &Step) {
         }
         Step::TakeNmi => assert_eq!((lapic.take_nmi(), lapic.save().nmi), (before.nmi, false)),
         Step::TakeSmi => assert_eq!((lapic.take_smi(), lapic.save().smi), (before.smi, false)),
-        Step::TakeExtInt => {
-            let taken = lapic.take_extint();
-            assert_eq!(lapic.save().extint, before.extint && !taken);
-            assert!(!taken || lapic.accepts_extint());
-        }
         Step::TakeInit => {
             let taken = lapic.take_init();
             assert_eq!(taken, before.init);

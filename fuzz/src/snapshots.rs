@@ -90,7 +90,6 @@ fn lapic(mut input: Unstructured) -> Result<()> {
         divide_configuration: input.arbitrary()?,
         nmi: input.arbitrary()?,
         smi: input.arbitrary()?,
-        extint: input.arbitrary()?,
         init: input.arbitrary()?,
         start_up: input.arbitrary()?,
         waiting_for_start_up: input.arbitrary()?,

@@ -3,12 +3,12 @@
 //! Oracles: a second implementation of the translation, asked with the registers that the guest was told are in force;
 //! the ring, read a second time wherever the head goes by; a twin, restored from a snapshot, that must do the same.
 
-use crate::{Data, steps};
+use crate::{Data, Number, steps};
 use arbitrary::{Arbitrary, Unstructured};
 use irqfabric::memory::{Memory, OutsideMemory};
 use irqfabric::msg::{DestinationMode, Interrupt, Message, NotAnInterrupt, RedirectionHint, RequesterId, Trigger};
 use irqfabric::remap::vtd::{Effect, Fault, FaultProcessing, Faults, Refused, Tables, Vtd, WINDOW_SIZE};
-use irqfabric::remap::{Cookie, Entries, Translation};
+use irqfabric::remap::{Cookie, Entries, Target, Translation};
 use oracle::Outcome;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -69,7 +69,7 @@ enum Step {
     },
     /// An entry, nearly right, and a message that asks for it.
     Entry {
-        index: u8,
+        index: Number,
         low: u64,
         high: u32,
         wrong: u8,
@@ -221,7 +221,7 @@ impl World {
             }
             Step::Tail(place) => self.write32(IQT, u32::from(place) * 16),
             Step::Store { place, value } => self.store(RAM + u64::from(place), &value.to_le_bytes()),
-            Step::Entry { index, low, high, wrong, requester, subhandle } => {
+            Step::Entry { index: Number(index), low, high, wrong, requester, subhandle } => {
                 let low = low & 0x0000_ff00_00ff_0f3f | 1;
                 // Source ids of few buses, devices and functions, so that some are the requester's.
                 let entry = u128::from(high & 0xf_0307) << 64 | u128::from(low);
@@ -264,7 +264,7 @@ impl World {
                 self.fire(0xfee0_0000 | address & 0xf_ffff, data, requester);
             }
             Step::Next(count) => {
-                for _ in 0..count {
+                for _ in 0..count % 8 {
                     if self.next().is_none() {
                         break;
                     }
@@ -514,7 +514,10 @@ fn covers(entries: &Entries, descriptor: u128) -> bool {
 }
 
 fn interrupt(translation: &Translation) -> Interrupt {
-    translation.interrupt
+    match translation.target {
+        Target::Interrupt(interrupt) => interrupt,
+        Target::Event(event) => panic!("{event:?} of a table that has no events"),
+    }
 }
 
 /// The same as numbers.

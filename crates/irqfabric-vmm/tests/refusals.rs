@@ -37,6 +37,8 @@ fn options_that_cannot_be_are_refused_before_anything_is_done() {
     let disks: Vec<&str> = ["--disk", "x"].into_iter().cycle().take(2 * 30).collect();
     let refused = refusal(&[&["--kernel", "x", "--irqchip", "kernel"], &disks[..]].concat());
     assert!(refused.contains("24 pins"), "{refused}");
+    let refused = refusal(&["--kernel", "x", "--irqchip", "kernel", "--intremap", "vtd"]);
+    assert!(refused.contains("use --irqchip split"), "{refused}");
     for options in [["--memory", "0"], ["--memory", "9T"], ["--disk", "x,rw"], ["--irqchip", "none"]] {
         let output = boot(&[&["--kernel", "x"], &options[..]].concat());
         assert_eq!(output.status.code(), Some(2));

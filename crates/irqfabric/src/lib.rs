@@ -7,6 +7,7 @@
 //! ```text
 //!  device face                    controllers               translation        delivery
 //!  Line  (level wire) ──► Pin ──► Ioapic ───────Message───► decode ──► vCPU vector (KVM_SIGNAL_MSI,
+//!    │                    └────► Pic ──► vCPU's own thread    │
 //!  MsiVector (message) ─────────────────────────Message───►   │        software local APIC)
 //! ```
 //!
@@ -16,11 +17,11 @@
 //! | --- | --- |
 //! | [`msg`] | messages and what they ask for, in their own types |
 //! | [`mod@line`] | a wire with any number of sources, resampling ones among them; what it ends in; edge and level for generic devices |
-//! | [`chip`] | IOAPIC and local APIC: register-exact state machines without I/O |
+//! | [`chip`] | IOAPIC, PIC and local APIC: register-exact state machines without I/O |
 //! | [`pci`] | MSI, MSI-X and INTx: what a guest programs of a PCI function, as state machines |
 //! | [`memory`] | the guest's memory, in two methods |
-//! | [`remap`] | the contract to interrupt remapping |
-//! | [`hv`] | the contract to a hypervisor; KVM, and a simulated machine |
+//! | [`remap`] | interrupt remapping: its contract, and Intel VT-d, 15-bit destinations and Xen's PIRQs by it |
+//! | [`hv`] | the contracts to a hypervisor and to its vCPUs; KVM, and a simulated machine |
 //! | [`fabric`] | the parts put together for one virtual machine |
 //!
 //! # Features

@@ -173,11 +173,13 @@ impl Line {
     /// and on the thread that ended the interrupt, mostly a vCPU's. A device that still needs service raises it again,
     /// there or later.
     ///
-    /// A source that is not raised is not told. A hypervisor's own chips tell all sources of the line at each end, raised or
-    /// not, and may do so a moment late; so a device must bear being told when there was nothing to tell, which costs it
-    /// a look at its own state. A call that is under way when the source is dropped is finished.
+    /// A source that is not raised is not told. On a line into a hypervisor's own chips the fabric's thread calls, a moment
+    /// later, and a source that was raised in that moment is told with the others. That is harmless: to be told is to be asked
+    /// to look at one's own state, and to raise again if there is something. A call that is under way when the source is dropped
+    /// is finished.
     ///
-    /// A pin that the guest has programmed edge-triggered knows no end: there the source stays raised until its device lowers it.
+    /// An edge-triggered pin knows no end: while the guest has programmed it so the source stays raised, until its device lowers it.
+    /// Nor does a wire that is not a [fabric's](crate::fabric::Fabric::line).
     ///
     /// Fails only for lines into a hypervisor's own chips: for want of descriptors, or of the capability.
     ///

@@ -6,8 +6,9 @@ use common::{Guest, LEVEL, MASKED, entry};
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::chip::pic::Pic;
 use irqfabric::fabric::{BuildError, Fabric, PendingExternal};
-use irqfabric::hv::{EVERY_VCPU, External, HvError, InterruptWindow, Sim, Takes, Vcpu};
-use irqfabric::msg::{Acceptance, DestinationMode, RequesterId};
+use irqfabric::hv::{Capacity, EVERY_VCPU, External, HvError, Hypervisor, InterruptWindow, Route, Sim, Takes, Vcpu};
+use irqfabric::line::{Level, Pin};
+use irqfabric::msg::{Acceptance, DestinationMode, Interrupt, RequesterId};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -322,6 +323,37 @@ fn what_waits_survives_a_snapshot() {
 fn a_pic_without_a_kick_is_refused() {
     let built = Fabric::builder(Sim::new(1)).pic(Pic::default()).build();
     assert!(matches!(built, Err(BuildError::NoKick)));
+}
+
+/// A hypervisor with chips of its own, as under the full irqchip.
+struct WithChips;
+
+impl Pin for WithChips {
+    fn set(&self, _: Level) {}
+}
+
+impl Hypervisor for WithChips {
+    fn start(&self, _: u32) -> Result<Capacity, HvError> {
+        Ok(Capacity::default())
+    }
+
+    fn pins(&self) -> Vec<Arc<dyn Pin>> {
+        vec![Arc::new(Self)]
+    }
+
+    fn deliver(&self, _: &Interrupt) -> Result<Acceptance, HvError> {
+        Ok(Acceptance::Refused)
+    }
+
+    fn commit(&self, _: &[Route]) -> Result<(), HvError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_pic_beside_the_hypervisors_own_is_refused() {
+    let built = Fabric::builder(WithChips).pic(Pic::default()).kick(|_| {}).build();
+    assert!(matches!(built, Err(BuildError::OtherPic)));
 }
 
 #[test]

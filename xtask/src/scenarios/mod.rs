@@ -86,7 +86,7 @@ pub fn ours(scale: Scale) -> Vec<Scenario> {
 /// in it.
 pub fn all(scale: Scale) -> Vec<Scenario> {
     let mut list = vec![l1::kvm(), linux::reference(), moves::reference(scale), l1::run(), l1::testdev()];
-    list.push(l1::differential(scale));
+    list.extend([l1::run_with_pic(), l1::kvm_tests(), l1::differential(scale)]);
     list.extend([1, 2, 4].map(linux::boots));
     list.extend([linux::noapic(), linux::thirty_disks(), linux::same_as_kernel_irqchip(), moves::under_load(scale)]);
     list.extend([pci::linux(), pci::without_msix(), moves::msix_under_load(scale)]);

@@ -123,7 +123,7 @@ impl Report {
     fn under_contention(&self) -> Vec<String> {
         let mut lines = vec![format!(
             "{:<19}{:>8}{:>9}{:>9}{:>6}{:>8}{:>9}{:>11}",
-            "row", "threads", "ours", "floor", "ratio", "p99", "max", "floor's p99"
+            "row", "threads", "ours", "floor", "ratio", "p99", "max", "floor p99"
         )];
         for (name, contended) in self.contended() {
             for Threads { count, ours, floor } in &contended.runs {

@@ -38,6 +38,7 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     let apic_ids = args.apic_ids()?;
     let disks = Disks::plan(&args.disk, &args.vfio, args.irqchip, args.legacy(), apic_ids.len())?;
     attach::check(&disks)?;
+    let vtd = args.vtd()?;
     let host = Host::open()?;
     let ioapics = || (0..disks.ioapics()).map(ioapic).collect();
     let irqchip = match (args.irqchip, args.legacy()) {
@@ -45,7 +46,7 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
         (IrqchipKind::Split, Legacy::Pic) => Irqchip::SplitWithPic(ioapics()),
         (IrqchipKind::Kernel, _) => Irqchip::Kernel,
     };
-    let (memory, promotion, vtd) = (args.memory.0, args.promotion.into(), args.vtd()?);
+    let (memory, promotion) = (args.memory.0, args.promotion.into());
     let config = Config { memory, apic_ids: apic_ids.clone(), irqchip, promotion, vtd };
     let recording = Recording::start(args.record.as_deref())?;
     let mut machine = Machine::new(&host, &config, recording.as_ref().map(Recording::recorder))?;

@@ -2,7 +2,7 @@
 //! by their eventfds. Of the devices on level lines three have theirs by two eventfds and resample; one of them shares it with
 //! a device that does not.
 //!
-//! If the guest begins with the PIC, the level lines are two that end there.
+//! If the guest begins with the PIC, the level lines are four that end there.
 //!
 //! Of each kind half of the sources wait for the handler. The interrupts start spread over the vCPUs, each with two
 //! vectors of its own.
@@ -18,16 +18,16 @@ use irqfabric::fabric::{Fabric, MsiVectors};
 use irqfabric::msg::RequesterId;
 
 const EDGE_PINS: [u8; 4] = [3, 4, 5, 6];
-/// The two devices on each.
-const LEVEL_PINS: [(u8, [LevelBy; 2]); 4] = [
-    (16, [LevelBy::Call, LevelBy::Call]),
-    (17, [LevelBy::Call, LevelBy::Call]),
-    (18, [LevelBy::Call, LevelBy::Eventfds]),
-    (19, [LevelBy::Eventfds, LevelBy::Eventfds]),
-];
+const LEVEL_PINS: [u8; 4] = [16, 17, 18, 19];
 /// Where the PIC has inputs too.
-const LEVEL_PINS_WITH_PIC: [(u8, [LevelBy; 2]); 2] =
-    [(10, [LevelBy::Call, LevelBy::Call]), (11, [LevelBy::Call, LevelBy::Eventfds])];
+const LEVEL_PINS_WITH_PIC: [u8; 4] = [10, 11, 14, 15];
+/// The two devices on each.
+const LEVEL_DEVICES: [[LevelBy; 2]; 4] = [
+    [LevelBy::Call, LevelBy::Call],
+    [LevelBy::Call, LevelBy::Call],
+    [LevelBy::Call, LevelBy::Eventfds],
+    [LevelBy::Eventfds, LevelBy::Eventfds],
+];
 const MESSAGES: u8 = 4;
 /// Two devices share a level line.
 const OTHER_SOURCES: usize = EDGE_PINS.len() + 2 * LEVEL_PINS.len() + MESSAGES as usize;
@@ -80,10 +80,10 @@ impl Scenario {
             scenario.add(Place::EdgePin(pin), vec![("edge", wire)]);
         }
         let level_pins = match begins {
-            Begins::WithIoapic => &LEVEL_PINS[..],
-            Begins::WithPic => &LEVEL_PINS_WITH_PIC[..],
+            Begins::WithIoapic => LEVEL_PINS,
+            Begins::WithPic => LEVEL_PINS_WITH_PIC,
         };
-        for &(pin, devices) in level_pins {
+        for (pin, devices) in level_pins.into_iter().zip(LEVEL_DEVICES) {
             let line = fabric.line(pin.into())?;
             let device = |(index, (side, by))| {
                 let name = format!("pin {pin} {side}");

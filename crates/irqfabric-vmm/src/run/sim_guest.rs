@@ -4,6 +4,7 @@
 //! local APICs of [`Sim`], by acknowledge and EOI.
 
 use super::board::{Board, mailbox_address};
+use super::control::Early;
 use super::guest::{ApicRegisters, Guest, Stopped};
 use super::layout::{self, mailbox, source};
 use crate::error::Error;
@@ -96,9 +97,9 @@ impl Cpu {
 
     fn acknowledge(&self) -> Option<u8> {
         let mut vcpu = self.vcpu();
-        let Ok(()) = self.board.fabric.before_run(&mut vcpu) else {
-            unreachable!("a software vCPU takes what it said it takes")
-        };
+        if let Err(error) = self.board.fabric.before_run(&mut vcpu) {
+            self.board.control.end(Early::Failed(format!("vCPU {}: {error}", self.index)));
+        }
         vcpu.acknowledge()
     }
 

@@ -7,6 +7,17 @@
 //! Accesses follow KVM's in-kernel IOAPIC (`arch/x86/kvm/ioapic.c`): registers answer at their own offset
 //! only, narrow writes are extended with zeros, wide reads too, everything else reads zero and ignores writes.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
 mod spec;
 
 use crate::line::Level;
@@ -227,16 +238,23 @@ impl Ioapic {
     }
 
     /// The guest writes `data` at `offset` into the chip's window.
+    #[inline]
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Written {
-        let mut bytes = [0; 4];
-        for (to, from) in bytes.iter_mut().zip(data) {
-            *to = *from;
-        }
-        let value = u32::from_le_bytes(bytes);
+        let value = match *data {
+            // As guests do; the loop would be a call of memcpy.
+            [a, b, c, d] => u32::from_le_bytes([a, b, c, d]),
+            _ => {
+                let mut bytes = [0; 4];
+                for (to, from) in bytes.iter_mut().zip(data) {
+                    *to = *from;
+                }
+                u32::from_le_bytes(bytes)
+            }
+        };
         match Register::at(offset, self.version) {
-            Some(Register::Select) => self.select = value as u8,
+            Some(Register::Select) => self.select = (value & 0xff) as u8,
             Some(Register::Window) => return self.write_selected(value),
-            Some(Register::EndOfInterrupt) => return Written::EndOfInterrupt(value as u8),
+            Some(Register::EndOfInterrupt) => return Written::EndOfInterrupt((value & 0xff) as u8),
             None => {}
         }
         Written::Nothing
@@ -245,8 +263,9 @@ impl Ioapic {
     /// The pin whose redirection entry an access at `offset` would reach.
     pub fn entry_at(&self, offset: u64) -> Option<u8> {
         let window = matches!(Register::at(offset, self.version), Some(Register::Window));
-        let (pin, _) = spec::entry_of(self.select).filter(|(pin, _)| window && *pin < self.entries.len())?;
-        Some(pin as u8)
+        let (pin, _) =
+            spec::entry_of(self.select).filter(|(pin, _)| window && usize::from(*pin) < self.entries.len())?;
+        Some(pin)
     }
 
     /// A local APIC has broadcast the end of `vector`, or the guest wrote it to the EOI register: [ends](Self::end) the
@@ -364,25 +383,31 @@ impl Ioapic {
     fn read_selected(&self) -> u32 {
         match self.select {
             spec::INDEX_ID | spec::INDEX_ARBITRATION => u32::from(self.id) << 24,
-            spec::INDEX_VERSION => (self.entries.len() as u32 - 1) << 16 | self.version.number(),
-            index => match spec::entry_of(index).and_then(|(pin, half)| Some((self.entries.get(pin)?, half))) {
-                Some((entry, half)) => entry.half(half),
-                None => u32::MAX,
-            },
+            spec::INDEX_VERSION => {
+                // The last entry's number.
+                let last = u8::try_from(self.entries.len()).unwrap_or(u8::MAX).saturating_sub(1);
+                u32::from(last) << 16 | self.version.number()
+            }
+            index => {
+                match spec::entry_of(index).and_then(|(pin, half)| Some((self.entries.get(usize::from(pin))?, half))) {
+                    Some((entry, half)) => entry.half(half),
+                    None => u32::MAX,
+                }
+            }
         }
     }
 
+    #[inline]
     fn write_selected(&mut self, value: u32) -> Written {
         if self.select == spec::INDEX_ID {
             self.id = (value >> 24) as u8 & 0xf;
         }
         // Version and arbitration are read-only: Windows writes 0 to the former.
         let Some((pin, half)) = spec::entry_of(self.select) else { return Written::Nothing };
-        let Some(entry) = self.entries.get_mut(pin) else { return Written::Nothing };
+        let Some(entry) = self.entries.get_mut(usize::from(pin)) else { return Written::Nothing };
         let in_service = entry.remote_irr();
         entry.write_half(half, value, self.writable);
         let ended = in_service && !entry.remote_irr();
-        let pin = pin as u8;
         if entry.trigger_mode() == Trigger::Level {
             self.edges.remove(pin);
         }
@@ -442,7 +467,7 @@ impl Iterator for PinSet {
 
     /// The lowest pin, taken out.
     fn next(&mut self) -> Option<u8> {
-        let pin = self.0.trailing_zeros() as u8;
+        let pin = (self.0.trailing_zeros() & 0xff) as u8;
         (pin < 128).then(|| {
             self.remove(pin);
             pin

@@ -20,8 +20,8 @@
 //! **Later.** Two things are left to the dispatcher to try again after [`DELAY`]: a level whose route the host could not
 //! commit, and the storm brake's. A level that nobody lowers, on a pin whose entry nobody touches, comes back at each
 //! end of its interrupt, and a guest that has no handler for it does nothing else any more; after [`STORM`] of these in a row
-//! the next waits, so that the guest gets to run (KVM's own IOAPIC does the same: `arch/x86/kvm/ioapic.c`, IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT). Whatever else
-//! gives a reason to deliver meanwhile does so at once.
+//! the next waits, so that the guest gets to run. KVM's own IOAPIC does the same (`arch/x86/kvm/ioapic.c`,
+//! IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT). Whatever else gives a reason to deliver meanwhile does so at once.
 
 use super::core::{Core, Counters};
 use super::report::PinStats;
@@ -57,7 +57,7 @@ struct State {
 struct PinPort {
     parking: Parking,
     generation: u64,
-    /// Ends of interrupts since the line was last low or the entry accessed: of the line's high level, but for the first.
+    /// How often in a row the interrupt was ended with the line high, and nobody accessed the entry.
     ends: u32,
     /// When the dispatcher is to try again, if nobody has by then.
     later: Option<Instant>,
@@ -194,17 +194,22 @@ impl IoapicPort {
 
     /// What the write has ended, or asks to end, is the caller's to bring to the lines concerned.
     pub(crate) fn write(self: &Arc<Self>, offset: u64, data: &[u8]) -> Written {
-        let mut session = self.enter();
-        let written = session.state.chip.write(offset, data);
+        let mut state = self.state.lock();
+        let written = state.chip.write(offset, data);
         if let Written::Entry { pin, ended } = written {
-            session.state.entry_writes += 1;
-            let port = &mut session.state.pins[usize::from(pin)];
+            state.entry_writes += 1;
+            let port = &mut state.pins[usize::from(pin)];
             port.stats.ended += u64::from(ended);
             port.calm();
-            if session.state.unpark_edge(pin) {
+            if state.unpark_edge(pin) {
                 self.core.table.release(self.gsi(pin));
             }
-            self.attempt(session, pin);
+            // Mostly it has nothing to send, and needs no translation.
+            let due = state.chip.due(pin).is_some();
+            drop(state);
+            if due {
+                self.attempt(self.enter(), pin);
+            }
         }
         written
     }
@@ -259,6 +264,7 @@ impl IoapicPort {
         self.first_gsi + u32::from(pin)
     }
 
+    #[inline(always)]
     fn enter(&self) -> Session<'_> {
         Session { translation: self.core.translation.read(), state: self.state.lock() }
     }
@@ -392,7 +398,7 @@ impl State {
     fn unpark_edge(&mut self, pin: u8) -> bool {
         let edge = self.chip.trigger(pin) == Some(Trigger::Edge);
         let port = &mut self.pins[usize::from(pin)];
-        let unparks = edge && port.parking != Parking::Unparked;
+        let unparks = edge && !matches!(port.parking, Parking::Unparked);
         if unparks {
             port.parking = Parking::Unparked;
             port.generation += 1;

@@ -5,7 +5,8 @@
 //! [`MsiVectors::program`], and [`Fabric::end_of_interrupt`]. A *vCPU's thread* calls [`Fabric::before_run`] where there is a
 //! PIC. The VMM sets up with a [`FabricBuilder`].
 //!
-//! Locks are taken in one order: line → translation (shared) → chip or vector → GSI table. The PIC's is a leaf. A chip's and a vector's lock
+//! Locks are taken in one order: line → translation (shared) → chip or vector → GSI table. The PIC's is a leaf, and so
+//! is that of a VT-d unit's faults; its registers' is held with no other but that. A chip's and a vector's lock
 //! is held across the one system call that delivers, which is what makes "nothing stale" true; none but the line's is
 //! held across a table commit.
 //!
@@ -439,7 +440,8 @@ impl FabricBuilder {
     /// What it must guarantee: after it was called, the vCPU's thread calls [`Fabric::before_run`] before it is in the guest
     /// again, or, if it is in the guest or in HLT, leaves it and does so. A signal alone is lost when it comes between
     /// `before_run` and KVM_RUN; one whose handler sets `kvm_run.immediate_exit` is not (Linux
-    /// `Documentation/virt/kvm/api.rst`). For an id that no vCPU has, or on the vCPU's own thread, it does nothing.
+    /// `Documentation/virt/kvm/api.rst`). And `before_run` must see what was done before the kick, which the thread that
+    /// receives a signal does; a flag of the VMM's own is cleared by a swap, not by a store. For an id that no vCPU has, or on the vCPU's own thread, it does nothing.
     pub fn kick(mut self, kick: impl Fn(u32) + Send + Sync + 'static) -> Self {
         self.kick = Some(Box::new(kick));
         self

@@ -6,7 +6,7 @@
 //! the guest changes.
 //!
 //! Two or three threads do one operation each, to one vector or two, or to one pin and its line. What must hold afterwards is said
-//! where each kind is: [`vectors`], [`pins`], [`lines`].
+//! where each kind is: [`vectors`], [`pins`], [`lines`], [`pic`].
 //! Every model runs with the kernel's worker at once and as late as can be, and with a commit and a detach as
 //! what `settle` finds cheaper.
 //!
@@ -19,13 +19,15 @@
 //! ```
 
 mod lines;
+mod pic;
 mod pins;
 mod vectors;
+mod vtd;
 
 use super::core::Core;
 use super::promotion;
 use super::vector::Vector;
-use super::{Fabric, IOAPIC_ADDRESS, MsiVectors};
+use super::{Fabric, FabricBuilder, IOAPIC_ADDRESS, MsiVectors};
 use crate::chip::ioapic::Ioapic;
 use crate::hv::{Capacity, HvError, Hypervisor, Route, Target};
 use crate::line::LineSource;
@@ -101,16 +103,24 @@ const GSIS: u32 = 1;
 /// The guest's remapping table: what messages with this data, less its upper half, become.
 type Irtes = Arc<crate::sync::Mutex<BTreeMap<u8, What>>>;
 
-struct Remapping(Irtes);
+struct Remapping {
+    entries: Irtes,
+    kernel: Arc<Kernel>,
+}
 
 impl Remapper for Remapping {
     fn translate(&self, message: &Message) -> Result<Translation, Refusal> {
         let index = message.data as u8;
-        let what = *self.0.lock().get(&index).ok_or(Refusal::Blocked(Fault { reason: 0x22, ..Fault::default() }))?;
+        let what =
+            *self.entries.lock().get(&index).ok_or(Refusal::Blocked(Fault { reason: 0x22, ..Fault::default() }))?;
         let trigger = if message.data & 1 << 15 == 0 { Trigger::Edge } else { Trigger::Level };
         let interrupt =
             Interrupt { destination: u32::from(what >> 8), vector: what as u8, trigger, ..Interrupt::default() };
         Ok(Translation { target: remap::Target::Interrupt(interrupt), cookie: Some(Cookie(index.into())) })
+    }
+
+    fn record(&self, _: &Message, _: Fault, _: &dyn Fn(&Interrupt)) {
+        self.kernel.log(Seen::Faulted);
     }
 }
 
@@ -148,22 +158,28 @@ struct Variant {
 
 impl Machine {
     fn new(variant: Variant) -> Self {
-        let kernel = Kernel::install(variant.worker);
         let irtes: Irtes = Arc::default();
         irtes.lock().extend((0..=0xff).map(|index| (index, original(index))));
-        let fabric = Fabric::builder(Hv(kernel.clone())).ioapic(Ioapic::new(1).unwrap());
-        let fabric = fabric.remapper(Remapping(irtes.clone())).build().unwrap();
+        let entries = irtes.clone();
+        let machine = Self::with(variant, irtes, |builder, kernel| builder.remapper(Remapping { entries, kernel }));
+        for (index, entry) in (ENTRY..).take(machine.vectors.len()).enumerate() {
+            machine.vectors.program(index, WINDOW, entry.into()).unwrap();
+        }
+        machine
+    }
+
+    fn with(variant: Variant, irtes: Irtes, parts: impl FnOnce(FabricBuilder, Arc<Kernel>) -> FabricBuilder) -> Self {
+        let kernel = Kernel::install(variant.worker);
+        let builder = Fabric::builder(Hv(kernel.clone())).ioapic(Ioapic::new(1).unwrap());
+        let fabric = parts(builder, kernel.clone()).build().unwrap();
         if variant.detaches {
             // Cheaper than any commit is expected to be; what it starts with is dearer than that of so small a table.
             fabric.0.core.detach_cost.learn(Duration::from_nanos(1));
         }
         let vectors = fabric.msi_vectors(RequesterId(8), 2);
         let source = fabric.line(0).unwrap().source("device");
-        for (index, entry) in (ENTRY..).take(vectors.len()).enumerate() {
-            // Eventfds are numbered as they are made.
-            vectors[index].eventfd().unwrap();
-            vectors.program(index, WINDOW, entry.into()).unwrap();
-        }
+        // Eventfds are numbered as they are made.
+        vectors.iter().for_each(|vector| _ = vector.eventfd().unwrap());
         Self { kernel, fabric, irtes, vectors, source, ioapic_lock: crate::sync::Mutex::default() }
     }
 

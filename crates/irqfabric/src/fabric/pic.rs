@@ -234,6 +234,7 @@ impl PicPort {
             let kept = PendingExternal { vector: Some(vector), ..pending };
             self.change(|state| state.pending.insert(0, kept));
         }
+        self.ring();
         answer
     }
 

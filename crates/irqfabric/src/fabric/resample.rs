@@ -30,8 +30,8 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 /// the device looks whether it still needs service, and if so triggers again. Neither eventfd blocks. A `resample` that nobody
 /// reads keeps its count, and one whose count is at its end keeps that: the next reader sees that there was something.
 ///
-/// An end while the source is not raised makes no event, unless the line ends in a hypervisor's own chips, which tell every
-/// pair of the line at each end.
+/// An end while the source is not raised makes no event, unless the line ends in a hypervisor's own chips: KVM's write the
+/// `resample` of every pair of the line at each end. A device must bear that, and can: an event asks it to look, no more.
 ///
 /// Dropping it takes the source off the line: what it had raised is lowered, and events that come later do nothing. In a
 /// hypervisor's own chips the line falls only with its last pair, or at the next end of interrupt.

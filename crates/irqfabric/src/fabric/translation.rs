@@ -40,6 +40,7 @@ impl Translation {
         &*self.remapper
     }
 
+    #[inline(always)]
     pub(crate) fn read(&self) -> Translating<'_> {
         let guard = self.invalidated.as_ref().map(RwLock::read);
         Translating { remapper: self.remapper(), _none_goes_by: guard }

@@ -105,9 +105,9 @@ pub trait Remapper: Send + Sync {
 
     /// `message` was sent, and [`translate`](Self::translate) has just blocked it for `fault`: called once for each time.
     ///
-    /// `send` delivers the fault event's own interrupt, which is never remapped: by one system call, at once. It takes no lock
-    /// that anybody else holds while calling back, so it may be called with the fault registers locked, and should be: then nobody who has masked
-    /// the event sees one.
+    /// `send` delivers the fault event's own interrupt, which is never remapped: at once, by one system call, and with no
+    /// lock that anybody calls back with. It may be called with the fault registers locked, and should be: then nobody
+    /// who has masked the event gets one.
     ///
     /// Called with locks of the fabric held: it must not call back.
     fn record(&self, _message: &Message, _fault: Fault, _send: &dyn Fn(&Interrupt)) {}

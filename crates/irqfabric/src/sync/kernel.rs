@@ -26,6 +26,8 @@ pub enum Seen {
     Signalled(usize),
     /// An interrupt reached the guest.
     Delivered(What),
+    /// A fault was recorded.
+    Faulted,
     /// An irqfd without a route took an event.
     Swallowed,
     /// A call has returned: from here on nobody may deliver this.

@@ -70,7 +70,10 @@ impl Signals {
             Signalling::Pin => {
                 let line = self.fabric.line_eventfds(self.gsi, &self.name).map_err(|error| error.to_string())?;
                 self.device.enable(Kind::Intx, &[line.trigger()])?;
-                self.device.unmask_by(line.resample())?;
+                if let Err(why) = self.device.unmask_by(line.resample()) {
+                    self.device.disable(Kind::Intx);
+                    return Err(why);
+                }
                 self.line = Some(line);
             }
             Signalling::Msi(count) => self.enable_messages(Kind::Msi, count)?,

@@ -422,3 +422,39 @@ fn the_pin_is_a_level_that_vfio_unmasks_at_the_end_of_the_interrupt() {
     let disabled = Done::Wrote(Region::Configuration, COMMAND.into(), vec![0, 4]);
     assert_eq!(machine.device.done(), [disabled], "Interrupt Disable is the device's own");
 }
+
+#[test]
+fn whatever_the_guest_writes_vfio_has_one_kind_at_a_time_and_memory_is_inside_the_window() {
+    let mut random = fastrand::Rng::with_seed(1);
+    let machine = Machine::new(false);
+    let (mut enabled, mut shown) = (Some(Kind::Intx), None);
+    for _ in 0..20_000 {
+        let length = random.usize(1..=4);
+        // Mostly registers that mean something, mostly values that make a difference.
+        let place = [COMMAND, BAR0, 0x24, MSI, MSI + 12, MSI + 16, MSIX, EXPRESS, random.u8(..)];
+        let offset = place[random.usize(..place.len())] & !3 | random.u8(..=4 - length as u8);
+        let mut data = [random.u8(..), random.u8(..), random.u8(..), 0xe0 | random.u8(..)];
+        match random.u8(..4) {
+            0 => machine.function.read_config(offset, &mut data[..length]),
+            1 => machine.function.read_bar(0, TABLE - 8 + random.u64(..0x2000), &mut data),
+            2 => machine.function.write_bar(0, TABLE - 8 + random.u64(..0x2000), &data),
+            _ => machine.function.write_config(offset, &data[..length]),
+        }
+        for done in machine.device.done() {
+            match done {
+                Done::Enabled(kind, count) => {
+                    assert_eq!(enabled.replace(kind), None, "{kind:?} while another kind is enabled");
+                    assert!(count <= 4);
+                }
+                Done::Disabled(kind) => assert_eq!(enabled.take(), Some(kind)),
+                Done::Shown(address, size) => {
+                    assert_eq!(shown.replace(address), None);
+                    assert!(WINDOW.start <= address && address + size <= WINDOW.end, "{address:#x}");
+                }
+                Done::Hidden => assert!(shown.take().is_some()),
+                Done::UnmasksBy | Done::Wrote(..) => {}
+            }
+        }
+    }
+    assert!(machine.read(0) == 0x0010_1b36);
+}

@@ -32,10 +32,10 @@ pub(super) enum Half {
 }
 
 /// The pin and half that an index names.
-pub(super) fn entry_of(index: u8) -> Option<(usize, Half)> {
+pub(super) fn entry_of(index: u8) -> Option<(u8, Half)> {
     let index = index.checked_sub(INDEX_ENTRIES)?;
     let half = if index & 1 == 0 { Half::Low } else { Half::High };
-    Some((usize::from(index / 2), half))
+    Some((index / 2, half))
 }
 
 #[bitfield(u64)]
@@ -81,19 +81,27 @@ impl RedirectionEntry {
 
     /// The trigger mode that counts: NMI, SMI, INIT and ExtINT are edges whatever the bit says.
     pub(super) fn trigger_mode(self) -> Trigger {
-        let vectored = DeliveryMode::from_bits(self.delivery_mode()).is_none_or(DeliveryMode::has_vector);
-        if vectored { self.trigger() } else { Trigger::Edge }
+        const EDGES: u8 = 1 << DeliveryMode::Smi as u8
+            | 1 << DeliveryMode::Nmi as u8
+            | 1 << DeliveryMode::Init as u8
+            | 1 << DeliveryMode::ExtInt as u8;
+        if self.is_mode_of(EDGES) { Trigger::Edge } else { self.trigger() }
     }
 
     /// Not while it is masked, nor with a reserved delivery mode (the field means nothing in a remappable entry).
     pub(super) fn sends(self) -> bool {
-        let defined = self.remappable() || DeliveryMode::from_bits(self.delivery_mode()).is_some();
-        defined && !self.masked()
+        const RESERVED: u8 = 1 << 3 | 1 << 6;
+        !self.masked() && (self.remappable() || !self.is_mode_of(RESERVED))
+    }
+
+    /// Whether the delivery mode is in a set of encodings: this is asked several times an access.
+    fn is_mode_of(self, set: u8) -> bool {
+        set.wrapping_shr(self.delivery_mode().into()) & 1 != 0
     }
 
     pub(super) fn half(self, half: Half) -> u32 {
         match half {
-            Half::Low => self.into_bits() as u32,
+            Half::Low => (self.into_bits() & 0xffff_ffff) as u32,
             Half::High => (self.into_bits() >> 32) as u32,
         }
     }
@@ -126,7 +134,7 @@ impl RedirectionEntry {
         Message {
             address: WINDOW_START | bits >> 48 << 4 | u64::from(self.destination_mode().into_bits()) << 2,
             // Level assert goes with level trigger, as the data sheet's bus message has it.
-            data: (bits & 0x7ff | level << 14 | level << 15) as u32,
+            data: ((bits & 0x7ff | level << 14 | level << 15) & 0xffff) as u32,
             requester,
         }
     }

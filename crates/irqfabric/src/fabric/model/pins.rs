@@ -105,6 +105,7 @@ impl Machine {
                 Seen::Masked(_) => masked = true,
                 Seen::Unmasking(_) => masked = false,
                 Seen::Signalled(_) | Seen::Swallowed => unreachable!("no eventfd fires"),
+                Seen::Faulted => unreachable!("every entry is present"),
                 Seen::Ending | Seen::Told(_) => unreachable!("nobody resamples"),
             }
         }

@@ -18,7 +18,7 @@ impl Machine {
     }
 
     /// The threads are done. What must hold at the end of every execution.
-    fn finish(&self) {
+    pub(super) fn finish(&self) {
         self.drain();
         self.kernel.settle();
         self.judge();
@@ -45,7 +45,7 @@ impl Machine {
     fn judge(&self) {
         let log = self.kernel.state().log.clone();
         let mut old = Vec::new();
-        let (mut signalled, mut delivered) = ([0; 2], [0; 2]);
+        let (mut signalled, mut delivered, mut faulted) = ([0; 2], [0; 2], 0);
         let mut masked = [false; 2];
         for seen in &log {
             match *seen {
@@ -57,6 +57,11 @@ impl Machine {
                     assert!(!masked[index], "delivered while masked: {log:x?}");
                     assert!(delivered[index] <= signalled[index], "doubled: {log:x?}");
                 }
+                // A fault is a message that was sent: one for each, and none before.
+                Seen::Faulted => {
+                    faulted += 1;
+                    assert!(faulted <= signalled.iter().sum::<usize>(), "a fault of nothing: {log:x?}");
+                }
                 Seen::Swallowed => panic!("swallowed by an irqfd without a route: {log:x?}"),
                 Seen::Old(what) => old.push(what),
                 Seen::Masked(index) => masked[index] = true,
@@ -64,7 +69,8 @@ impl Machine {
                 Seen::Ending | Seen::Told(_) => unreachable!("no line is raised"),
             }
         }
-        let total: usize = delivered.iter().sum::<usize>() + self.blocked();
+        assert_eq!(faulted, self.blocked(), "each fault is recorded: {log:x?}");
+        let total: usize = delivered.iter().sum::<usize>() + faulted;
         assert!(total <= signalled.iter().sum(), "doubled, as a fault: {log:x?}");
     }
 

@@ -6,6 +6,10 @@
 //!
 //! **Deviation.** KVM knows one way in, LINT0: also an interrupt by message waits until LVT0 is ExtINT and not masked, or the
 //! local APIC is disabled. On silicon a message passes LVT0 by.
+//!
+//! **The window.** KVM does not open it at an entry that brings a vector along. A second vector that follows without an access to
+//! the PIC in between, which takes an automatic end of interrupt, is given at the next exit of any kind, if not at the next
+//! window.
 
 use super::super::vcpu::{External, InterruptWindow, Takes, Vcpu};
 use crate::chip::lapic::{Address, Mode};

@@ -215,7 +215,7 @@ impl Vtd {
             Some(Underway::Command(Command { tables, pointer })) => {
                 self.tables = tables;
                 // A further SIRTP is not done yet.
-                self.table_set |= pointer && self.command.is_none();
+                self.table_set |= pointer && !self.command.is_some_and(|command| command.pointer);
                 if !tables.remapping {
                     faults.restart();
                 }
@@ -316,7 +316,8 @@ impl Vtd {
             self.table_set = false;
         }
         if pointer || tables != before {
-            let pointer = pointer || earlier.is_some_and(|command| command.pointer);
+            // That of a command under way comes to its end by itself.
+            let pointer = pointer || self.command.is_some_and(|command| command.pointer);
             self.command = Some(Command { tables, pointer });
         }
     }

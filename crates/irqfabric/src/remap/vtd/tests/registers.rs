@@ -95,6 +95,12 @@ fn commands_given_before_the_last_is_done_add_up() {
     assert_eq!(unit.next(), None);
     assert_eq!(unit.read32(GSTS), SIRTP);
     assert_eq!(unit.tables, Tables { remapping: false, ..unit.tables });
+    // Nor does a command of another kind hold it up.
+    unit.write32(GCMD, SIRTP);
+    assert!(matches!(unit.next(), Some(Effect::Retranslate(_))));
+    unit.write32(GCMD, CFI);
+    assert!(matches!(unit.next(), Some(Effect::Retranslate(_))));
+    assert_eq!(unit.read32(GSTS), SIRTP);
 }
 
 #[test]
