@@ -35,9 +35,10 @@ fn recorded_boots_of_stock_linux_replay_identically() {
         ("linux-recorded", ["ioapic", "pic", "vector", "line"]),
         ("linux-recorded-intremap", ["ioapic", "vtd", "vector", "line"]),
     ];
+    let mut size = 0;
     for (name, machines) in kinds {
         let text = std::fs::read_to_string(recording(name)).expect("the recording");
-        assert!(text.len() < 100 << 10, "{name} has {} bytes", text.len());
+        size += text.len();
         for machine in machines {
             assert!(
                 text.contains(&format!(",\"{machine}\":{{")),
@@ -52,6 +53,7 @@ fn recorded_boots_of_stock_linux_replay_identically() {
             "{said}"
         );
     }
+    assert!(size < 200 << 10, "they have {size} bytes");
 }
 
 #[test]

@@ -14,9 +14,6 @@ use std::path::PathBuf;
 
 const FOLDER: &str = "crates/irqfabric-vmm/tests/recordings";
 
-/// Each; both together stay below 200 KiB.
-const SIZE: usize = 96 << 10;
-
 /// Boots each and writes its file. Returns where they are.
 pub fn boots(testbed: &Testbed, live: &Live) -> Result<Vec<PathBuf>> {
     let folder = workspace::make(workspace::root().join(FOLDER))?;
@@ -25,7 +22,7 @@ pub fn boots(testbed: &Testbed, live: &Live) -> Result<Vec<PathBuf>> {
         let evidence = run::play(testbed, &scenario, live)?;
         (scenario.judge)(&evidence)?;
         let path = folder.join(boot.name).with_extension("jsonl");
-        fs::write(&path, trimmed(&evidence.text("recording")?)?)
+        fs::write(&path, trimmed(&evidence.text("recording")?, boot.kept)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
     };
@@ -33,22 +30,22 @@ pub fn boots(testbed: &Testbed, live: &Live) -> Result<Vec<PathBuf>> {
 }
 
 /// Machines whose steps are much alike have so many times fewer: lines, vectors, and a PIC that nobody listens to.
-const ALIKE: u64 = 16;
+const ALIKE: u64 = 32;
 
 /// The longest beginnings that fit, of the same number of steps for each IOAPIC and VT-d unit that has so many.
-fn trimmed(recording: &str) -> Result<String> {
-    let (mut size, mut least, mut most) = (String::new(), 1, recording.lines().count());
+fn trimmed(recording: &str, size: usize) -> Result<String> {
+    let (mut kept, mut least, mut most) = (String::new(), 1, recording.lines().count());
     while least <= most {
         let steps = least.midpoint(most);
         let text = beginnings(recording, steps as u64)?;
-        if text.len() <= SIZE {
-            (size, least) = (text, steps + 1);
+        if text.len() <= size {
+            (kept, least) = (text, steps + 1);
         } else {
             most = steps - 1;
         }
     }
-    ensure!(!size.is_empty(), "not even the first step of each machine fits into {SIZE} bytes");
-    Ok(size)
+    ensure!(!kept.is_empty(), "not even the first step of each machine fits into {size} bytes");
+    Ok(kept)
 }
 
 /// The first so many steps of each IOAPIC and VT-d unit, and some of the rest, as a recording of its own. Machines that take no step are left out.

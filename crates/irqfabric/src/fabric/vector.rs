@@ -268,7 +268,7 @@ impl Vector {
         }
         state.programmed = message.is_some();
         state.message = message.unwrap_or_default();
-        state.push(|| VectorStep::Program { message });
+        state.push(move || VectorStep::Program { message });
         if state.masking == Masking::Unmasked && state.programmed && std::mem::take(&mut state.muted) {
             if self.drain(&state) {
                 // It fired before it was programmed.
@@ -328,7 +328,7 @@ impl Vector {
             Counters::count(&self.core.counters.dropped);
         }
         let sends_pending = Some(masking == Masking::Unmasked && state.pending);
-        state.push(|| VectorStep::Mask { masking, sends_pending });
+        state.push(move || VectorStep::Mask { masking, sends_pending });
         match masking {
             Masking::Masked => self.step(&mut state, Event::Mask),
             Masking::Disabled => {
@@ -352,7 +352,7 @@ impl Vector {
         let mut state = self.state.lock();
         if state.masking == Masking::Masked && self.drain(&state) {
             state.pending = true;
-            state.push(|| VectorStep::Signal { outcome: None, acceptance: None, signal: Some(Sent::Pending) });
+            state.push(move || VectorStep::Signal { outcome: None, acceptance: None, signal: Some(Sent::Pending) });
         }
         state.pending
     }
@@ -370,7 +370,7 @@ impl Vector {
     pub(super) fn restore_pending(&self) {
         let mut state = self.state.lock();
         state.pending = true;
-        state.push(|| VectorStep::Pending);
+        state.push(move || VectorStep::Pending);
     }
 
     // Listening.
@@ -590,7 +590,7 @@ impl State {
             (Masking::Unmasked, None) | (Masking::Disabled, _) => Counters::count(&core.counters.dropped),
         }
         let signal = Some(if self.masking == Masking::Masked { Sent::Pending } else { Sent::Dropped });
-        self.push(|| VectorStep::Signal { outcome: None, acceptance: None, signal });
+        self.push(move || VectorStep::Signal { outcome: None, acceptance: None, signal });
         None
     }
 
@@ -606,12 +606,12 @@ impl State {
     #[inline]
     fn sent(&mut self, outcome: Outcome, acceptance: Acceptance) {
         let (outcome, acceptance, signal) = (Some(outcome), Some(acceptance), Some(Sent::Message(self.message)));
-        self.push(|| VectorStep::Signal { outcome, acceptance, signal });
+        self.push(move || VectorStep::Signal { outcome, acceptance, signal });
     }
 
     #[inline]
     fn push(&mut self, step: impl FnOnce() -> VectorStep) {
-        self.tape.push(|| Step::Vector(step()));
+        self.tape.push(move || Step::Vector(step()));
     }
 
     fn cookie(&self) -> Option<Cookie> {

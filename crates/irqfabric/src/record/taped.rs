@@ -49,22 +49,23 @@ impl Taped<Ioapic> {
     #[must_use]
     pub(crate) fn set(&mut self, pin: u8, level: Level) -> bool {
         let asks = self.machine.set(pin, level);
-        self.tape.push(|| Step::Ioapic(IoapicStep::Set { pin, level, asks: Some(asks) }));
+        self.tape.push(move || Step::Ioapic(IoapicStep::Set { pin, level, asks: Some(asks) }));
         asks
     }
 
     #[inline]
     pub(crate) fn read(&mut self, offset: u64, data: &mut [u8]) {
         self.machine.read(offset, data);
-        let step = || IoapicStep::Read { offset, length: length(data), data: Some(number(data)) };
-        self.tape.push(|| Step::Ioapic(step()));
+        let step = move || IoapicStep::Read { offset, length: length(data), data: Some(number(data)) };
+        self.tape.push(move || Step::Ioapic(step()));
     }
 
     #[inline]
     pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Written {
         let written = self.machine.write(offset, data);
-        let step = || IoapicStep::Write { offset, length: length(data), data: number(data), led_to: Some(written) };
-        self.tape.push(|| Step::Ioapic(step()));
+        let step =
+            move || IoapicStep::Write { offset, length: length(data), data: number(data), led_to: Some(written) };
+        self.tape.push(move || Step::Ioapic(step()));
         written
     }
 
@@ -72,7 +73,7 @@ impl Taped<Ioapic> {
     #[must_use]
     pub(crate) fn end(&mut self, pin: u8, vector: u8) -> bool {
         let ended = self.machine.end(pin, vector);
-        self.tape.push(|| Step::Ioapic(IoapicStep::End { pin, vector, ended: Some(ended) }));
+        self.tape.push(move || Step::Ioapic(IoapicStep::End { pin, vector, ended: Some(ended) }));
         ended
     }
 
@@ -86,16 +87,16 @@ impl Taped<Ioapic> {
         acceptance: Acceptance,
     ) {
         self.machine.delivered(pin, acceptance);
-        let step = || {
+        let step = move || {
             let outcome = Outcome::of(translated);
             IoapicStep::Deliver { pin, outcome, acceptance, message: Some(message) }
         };
-        self.tape.push(|| Step::Ioapic(step()));
+        self.tape.push(move || Step::Ioapic(step()));
     }
 
     /// A commit is over: the pin's route is in force, or none is certain to be.
     pub(crate) fn parked(&mut self, pin: u8, route: Option<Interrupt>) {
-        self.tape.push(|| {
+        self.tape.push(move || {
             Step::Ioapic(match route {
                 Some(interrupt) => IoapicStep::Parked { pin, interrupt },
                 None => IoapicStep::Unparked { pin },
@@ -109,37 +110,38 @@ impl Taped<Pic> {
     pub(crate) fn set(&mut self, input: u8, level: Level) {
         self.machine.set(input, level);
         let intr = || Some(self.machine.output());
-        self.tape.push(|| Step::Pic(PicStep::Set { input, level, intr: intr() }));
+        self.tape.push(move || Step::Pic(PicStep::Set { input, level, intr: intr() }));
     }
 
     #[inline]
     pub(crate) fn pulse(&mut self, input: u8) {
         self.machine.pulse(input);
         let intr = || Some(self.machine.output());
-        self.tape.push(|| Step::Pic(PicStep::Pulse { input, intr: intr() }));
+        self.tape.push(move || Step::Pic(PicStep::Pulse { input, intr: intr() }));
     }
 
     #[inline]
     pub(crate) fn read(&mut self, port: u16, data: &mut [u8]) {
         self.machine.read(port, data);
         let intr = || Some(self.machine.output());
-        self.tape
-            .push(|| Step::Pic(PicStep::Read { port, length: length(data), data: Some(number(data)), intr: intr() }));
+        self.tape.push(move || {
+            Step::Pic(PicStep::Read { port, length: length(data), data: Some(number(data)), intr: intr() })
+        });
     }
 
     #[inline]
     pub(crate) fn write(&mut self, port: u16, data: &[u8]) {
         self.machine.write(port, data);
         let intr = || Some(self.machine.output());
-        let step = || PicStep::Write { port, length: length(data), data: number(data), intr: intr() };
-        self.tape.push(|| Step::Pic(step()));
+        let step = move || PicStep::Write { port, length: length(data), data: number(data), intr: intr() };
+        self.tape.push(move || Step::Pic(step()));
     }
 
     #[inline]
     pub(crate) fn acknowledge_input(&mut self) -> Acknowledged {
         let acknowledged = self.machine.acknowledge_input();
         let intr = || Some(self.machine.output());
-        self.tape.push(|| Step::Pic(PicStep::Acknowledge { vector: Some(acknowledged.vector), intr: intr() }));
+        self.tape.push(move || Step::Pic(PicStep::Acknowledge { vector: Some(acknowledged.vector), intr: intr() }));
         acknowledged
     }
 }
@@ -149,14 +151,14 @@ impl Taped<Faults> {
     #[inline]
     pub(crate) fn read(&mut self, vtd: &Vtd, offset: u64, data: &mut [u8]) {
         vtd.read(&self.machine, offset, data);
-        let step = || VtdStep::Read { offset, length: length(data), data: Some(number(data)) };
-        self.tape.push(|| Step::Vtd(step()));
+        let step = move || VtdStep::Read { offset, length: length(data), data: Some(number(data)) };
+        self.tape.push(move || Step::Vtd(step()));
     }
 
     #[inline]
     pub(crate) fn write(&mut self, vtd: &mut Vtd, offset: u64, data: &[u8]) {
         vtd.write(&mut self.machine, offset, data);
-        self.tape.push(|| Step::Vtd(VtdStep::Write { offset, length: length(data), data: number(data) }));
+        self.tape.push(move || Step::Vtd(VtdStep::Write { offset, length: length(data), data: number(data) }));
     }
 
     pub(crate) fn next(&mut self, vtd: &mut Vtd, memory: &dyn Memory) -> Option<Effect> {
@@ -173,7 +175,8 @@ impl Taped<Faults> {
         let Fault { reason, index, requester, processing } = *fault;
         let silent = processing == FaultProcessing::Disabled;
         let effect = Some(event.map_or(Effects::Nothing, Effects::Send));
-        self.tape.push(|| Step::Vtd(VtdStep::Fault { reason: reason as u8, index, requester, silent, event: effect }));
+        self.tape
+            .push(move || Step::Vtd(VtdStep::Fault { reason: reason as u8, index, requester, silent, event: effect }));
         event
     }
 }
@@ -207,7 +210,7 @@ impl Memory for TapedMemory<'_> {
     fn read(&self, address: u64, data: &mut [u8]) -> Result<(), OutsideMemory> {
         let read = self.memory.read(address, data);
         let mut tape = self.tape.lock();
-        let mut step = |address, length, data| tape.push(|| Step::Vtd(VtdStep::Memory { address, length, data }));
+        let mut step = |address, length, data| tape.push(move || Step::Vtd(VtdStep::Memory { address, length, data }));
         match read {
             Ok(()) => (address..).step_by(2 * WIDEST).zip(data.chunks(2 * WIDEST)).for_each(|(address, part)| {
                 step(address, length(part), Some([number(part), number(part.get(WIDEST..).unwrap_or_default())]));
