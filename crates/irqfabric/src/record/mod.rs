@@ -1,7 +1,7 @@
 //! Record and replay: what went into each state machine of a fabric and what came out, as a file.
 //!
 //! A *machine* is what stands behind one lock: an IOAPIC, the PIC, a VT-d unit, a message vector, a line. Whatever enters one
-//! is a [`Step`], numbered under the machine's lock: (machine, number) is the order in which it happened. What else a
+//! is a *step*, numbered under the machine's lock: (machine, number) is the order in which it happened. What else a
 //! machine learns from outside is part of its steps: what a message was translated to, who took it, what was read of
 //! the guest's memory. So each machine can be run again by itself, and must say the same.
 //!
