@@ -34,6 +34,8 @@ pub fn all() -> Vec<Step> {
         Step { name: "docs", work: docs },
         Step { name: "run-kvm", work: |live| on_kvm("run-kvm", live, &[&KVM, &KVM]) },
         Step { name: "run-sim", work: |live| cargo("run-sim", live, &[&SIM, &SIM]) },
+        Step { name: "replay-kvm", work: |live| on_kvm("replay-kvm", live, &[&RECORD_KVM, &REPLAY_KVM]) },
+        Step { name: "replay-sim", work: |live| cargo("replay-sim", live, &[&RECORD_SIM, &REPLAY_SIM]) },
     ]
 }
 
@@ -47,6 +49,16 @@ const FUZZ_CLIPPY: [&str; 9] =
 const FUZZ: [&str; 5] = ["test", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target"];
 const KVM: [&str; 6] = ["run", "--release", "--", "run", "--count", "100000"];
 const SIM: [&str; 8] = ["run", "--release", "--", "run", "--count", "100000", "--backend", "sim"];
+
+/// What was recorded of a run comes out the same when it is run again.
+const RECORD_KVM: [&str; 10] = recorded("kvm", "target/xtask/recording-kvm.jsonl");
+const REPLAY_KVM: [&str; 5] = ["run", "--release", "--", "replay", "target/xtask/recording-kvm.jsonl"];
+const RECORD_SIM: [&str; 10] = recorded("sim", "target/xtask/recording-sim.jsonl");
+const REPLAY_SIM: [&str; 5] = ["run", "--release", "--", "replay", "target/xtask/recording-sim.jsonl"];
+
+const fn recorded(backend: &'static str, file: &'static str) -> [&'static str; 10] {
+    ["run", "--release", "--", "run", "--count", "20000", "--backend", backend, "--record", file]
+}
 
 /// Everything at once, then the library with each of its features alone: a feature that only builds next to
 /// another is a broken feature.

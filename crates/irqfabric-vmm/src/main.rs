@@ -1,5 +1,5 @@
 //! The reference VMM's command line: `irqfabric run` shows the fabric at work, `irqfabric boot` boots a guest on it,
-//! `irqfabric bench` measures it.
+//! `irqfabric bench` measures it, `irqfabric replay` runs what was recorded of it again.
 //!
 //! Exit status: 0 as intended, 1 when the guest failed, 2 when it could not be started; then one sentence on stderr says
 //! why.
@@ -10,6 +10,7 @@ mod devices;
 mod error;
 mod files;
 mod machine;
+mod record;
 mod run;
 mod testdev;
 
@@ -40,6 +41,8 @@ enum Command {
     Boot(Box<boot::Args>),
     /// Measures the fabric's paths against the system calls that do the job
     Bench(bench::Args),
+    /// Runs the state machines of a recording again, and compares
+    Replay(record::Args),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Some(Command::Run(args)) => run::main(args),
         Some(Command::Boot(args)) => boot::main(args),
         Some(Command::Bench(args)) => return bench::main(args),
+        Some(Command::Replay(args)) => record::main(args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("irqfabric: {error}");

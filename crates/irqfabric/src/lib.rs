@@ -27,6 +27,7 @@
 //! # Features
 //!
 //! `kvm` and `sim` (both on by default) are the two backends. `serde` makes snapshots and reports serializable.
+//! `record` has the recorder of a fabric's inputs and outputs, and their replay.
 //! `vm-memory` and `vm-superio` implement our traits for, and those of, the rust-vmm crates of these names; so does
 //! `vm-device`, whose buses take the chips of a fabric ([`Fabric::register`](fabric::Fabric)).
 
@@ -38,6 +39,10 @@ pub mod fabric;
 pub mod hv;
 pub mod line;
 pub mod memory;
+#[cfg(feature = "record")]
+pub mod record;
+#[cfg(not(feature = "record"))]
+mod record;
 mod route;
 mod sync;
 

@@ -15,6 +15,7 @@ mod device;
 
 pub use device::{EdgeInterrupt, EdgeSource, LevelInterrupt};
 
+use crate::record::{LineStep, Step, Tape};
 use crate::sync::Mutex;
 use std::fmt;
 use std::io;
@@ -125,6 +126,7 @@ struct State {
     plain: usize,
     resampling: usize,
     slots: Vec<Slot>,
+    tape: Tape,
 }
 
 struct Slot {
@@ -162,6 +164,11 @@ impl Line {
             then: None,
             state: Mutex::default(),
         }))
+    }
+
+    /// Leaves its steps on `tape`, from the first on: it has no source yet.
+    pub(crate) fn record(&self, tape: Tape) {
+        self.0.state.lock().tape = tape;
     }
 
     /// A new source on this wire, lowered. The name is for reports only.
@@ -211,6 +218,7 @@ impl Line {
     }
 
     fn add(&self, name: String, acknowledged: Option<Acknowledged>) -> LineSource {
+        let resampling = acknowledged.is_some();
         let new = Slot { stats: SourceStats { name, raised: 0 }, raised: false, acknowledged, free: false };
         let mut state = self.0.state.lock();
         let slot = match state.slots.iter().position(|slot| slot.free) {
@@ -223,6 +231,7 @@ impl Line {
                 state.slots.len() - 1
             }
         };
+        state.push(|_| LineStep::Add { source: slot as u32, resampling });
         LineSource { wire: self.0.clone(), slot }
     }
 
@@ -376,6 +385,8 @@ impl Drop for LineSource {
         let slot = &mut state.slots[self.slot];
         slot.free = true;
         let acknowledged = slot.acknowledged.take();
+        let source = self.slot as u32;
+        state.push(|state| LineStep::Drop { source, wire: Some(state.level()) });
         // Dropping it may run the device's code: not with the lock held.
         drop(state);
         drop(acknowledged);
@@ -452,8 +463,24 @@ impl State {
         if self.plain + self.resampling == 0 { Level::Low } else { Level::High }
     }
 
+    /// Leaves a step on the tape. Called after what it is about.
+    #[inline]
+    fn push(&mut self, step: impl FnOnce(&Self) -> LineStep) {
+        if self.tape.is_on() {
+            let step = step(self);
+            self.tape.push(|| Step::Line(step));
+        }
+    }
+
     /// Returns whether the slot rises.
     fn store(&mut self, slot: usize, level: Level) -> bool {
+        let source = slot as u32;
+        let rises = self.hold(slot, level);
+        self.push(|state| LineStep::Set { source, level, wire: Some(state.level()) });
+        rises
+    }
+
+    fn hold(&mut self, slot: usize, level: Level) -> bool {
         let slot = &mut self.slots[slot];
         let raised = match slot.acknowledged {
             None => &mut self.plain,
@@ -482,13 +509,16 @@ impl State {
         }
         self.resampling = 0;
         let raised = self.slots.iter_mut().filter(|slot| slot.raised);
-        raised
+        let acknowledged: Vec<_> = raised
             .filter_map(|slot| {
                 let acknowledged = slot.acknowledged.clone()?;
                 slot.raised = false;
                 Some(acknowledged)
             })
-            .collect()
+            .collect();
+        let lowered = Some(acknowledged.len() as u32);
+        self.push(|state| LineStep::End { lowered, wire: Some(state.level()) });
+        acknowledged
     }
 }
 

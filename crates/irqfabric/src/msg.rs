@@ -220,6 +220,7 @@ pub struct Interrupt {
 
 /// What came of an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Acceptance {
     /// At least one local APIC has it, or had it pending already.
     Accepted,

@@ -199,7 +199,7 @@ fn a_level_that_was_blocked_is_delivered_when_an_invalidation_lets_it() {
     fabric.invalidate(&Entries::Range(Cookie(7)..=Cookie(7)));
     assert_eq!(recorder.take_vectors(), [0x41]);
     fabric.invalidate(&Entries::All);
-    assert_eq!(recorder.take_vectors(), [], "in service");
+    assert_eq!(recorder.take_vectors(), [0; 0], "in service");
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn a_line_shared_by_two_devices_stays_up_until_both_are_served() {
     assert_eq!(recorder.take_vectors(), [0x41], "b still waits");
     b.lower();
     fabric.end_of_interrupt(0x41);
-    assert_eq!(recorder.take_vectors(), []);
+    assert_eq!(recorder.take_vectors(), [0; 0]);
 }
 
 #[test]
@@ -302,7 +302,7 @@ fn dropping_a_source_lowers_what_it_raised() {
     drop(source);
     recorder.take();
     fabric.end_of_interrupt(0x41);
-    assert_eq!(recorder.take_vectors(), []);
+    assert_eq!(recorder.take_vectors(), [0; 0]);
 }
 
 #[test]
@@ -361,7 +361,7 @@ fn a_line_that_fell_or_a_pin_that_was_masked_during_the_commit_is_not_delivered(
         fabric.program(10, entry(0x41, 0) | LEVEL | MASKED);
         recorder.hold_commits(false);
     });
-    assert_eq!(recorder.take_vectors(), []);
+    assert_eq!(recorder.take_vectors(), [0; 0]);
     fabric.program(10, entry(0x41, 0) | LEVEL);
     assert_eq!(recorder.take(), [Call::Deliver(level(0x41, 0))], "its route was parked by then");
 }

@@ -63,7 +63,7 @@ fn the_end_of_an_interrupt_lowers_a_resampling_source_and_then_tells_it() {
     assert_eq!(*level_when_told.lock().unwrap(), [], "not before the end");
     fabric.end_of_interrupt(VECTOR);
     assert_eq!((source.level(), &*level_when_told.lock().unwrap()), (Level::Low, &vec![Level::Low]));
-    assert_eq!(recorder.take_vectors(), [], "nobody holds the line any more");
+    assert_eq!(recorder.take_vectors(), [0; 0], "nobody holds the line any more");
     fabric.end_of_interrupt(VECTOR);
     assert_eq!(level_when_told.lock().unwrap().len(), 1, "once");
 }
@@ -353,7 +353,7 @@ fn a_write_to_the_entry_ends_the_delay_and_a_fall_of_the_line_the_interrupt() {
     fabric.end_of_interrupt(VECTOR);
     recorder.take();
     thread::sleep(Duration::from_millis(20));
-    assert_eq!(recorder.take_vectors(), [], "there is nothing to deliver");
+    assert_eq!(recorder.take_vectors(), [0; 0], "there is nothing to deliver");
     source.raise();
     assert_eq!(recorder.take_vectors(), [VECTOR], "and a rise is no redelivery");
 }

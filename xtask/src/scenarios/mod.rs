@@ -9,6 +9,7 @@ mod l1;
 pub mod linux;
 mod moves;
 mod pci;
+pub mod recorded;
 mod shared;
 mod vfio;
 
@@ -91,6 +92,7 @@ pub fn all(scale: Scale) -> Vec<Scenario> {
     list.extend([pci::linux(), pci::without_msix(), moves::msix_under_load(scale)]);
     list.extend([2, 4].map(|cpus| intremap::boots(cpus, scale)));
     list.extend([intremap::apic_ids(), intremap::apic_ids_without()]);
+    list.extend(recorded::BOOTS.iter().map(recorded::Boot::scenario));
     list.extend([shared::level(scale), vfio::refusals(), vfio::intx(), vfio::messages()]);
     list
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask testbed …`.
 
-use super::{Testbed, record, run};
+use super::{Testbed, record, recording, run};
 use crate::report::{Live, Report};
 use crate::scenarios::{self, Linux, Scale};
 use crate::test::is_ci;
@@ -49,6 +49,8 @@ pub enum Command {
     Shell,
     /// Record anew what stock Linux does to the IOAPIC's registers, for `irqfabric bench` to replay
     RecordIoapic,
+    /// Record two boots of stock Linux anew, trimmed, for the tests to replay
+    RecordBoot,
     /// Remove the cache; installed packages stay
     Clean,
 }
@@ -85,6 +87,13 @@ pub fn run(command: Command) -> Result<ExitCode> {
             live.finish();
             let (path, accesses) = recorded?;
             println!("{accesses} accesses: {}", workspace::shown(&path));
+        }
+        Command::RecordBoot => {
+            let testbed = prepare()?;
+            let live = Live::start("booting stock Linux twice", is_ci());
+            let recorded = recording::boots(&testbed, &live);
+            live.finish();
+            recorded?.iter().for_each(|path| println!("{}", workspace::shown(path)));
         }
         Command::Clean => {
             let cache = workspace::cache()?;

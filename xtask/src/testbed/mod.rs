@@ -20,6 +20,7 @@ mod kernel;
 mod machine;
 mod packages;
 mod record;
+mod recording;
 pub mod run;
 
 pub use machine::{KERNEL_ARGUMENTS, Passable};

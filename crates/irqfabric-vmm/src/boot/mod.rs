@@ -20,6 +20,7 @@ use crate::devices::power;
 use crate::devices::serial::{self, SerialPort};
 use crate::error::Error;
 use crate::machine::{Config, Host, Irqchip, Machine, Stop, Stopped};
+use crate::record::Recording;
 use crate::testdev;
 use attach::Attached;
 use disks::Disks;
@@ -47,7 +48,8 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     };
     let (memory, promotion) = (args.memory.0, args.promotion.into());
     let config = Config { memory, apic_ids: apic_ids.clone(), irqchip, promotion, vtd };
-    let mut machine = Machine::new(&host, &config)?;
+    let recording = Recording::start(args.record.as_deref())?;
+    let mut machine = Machine::new(&host, &config, recording.as_ref().map(Recording::recorder))?;
 
     let serial = Arc::new(SerialPort::new(machine.fabric().line(serial::COM1_GSI)?.source("serial")));
     machine.register_pio(serial::COM1, serial::PORTS, serial.clone())?;
@@ -72,6 +74,8 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     }
     let target = args.report.as_deref().map(report::Target::create).transpose()?;
     let stopped = run(machine, serial)?;
+    // What is still attached does nothing any more: the vCPUs have stopped.
+    let recorded = recording.map_or(Ok(()), Recording::finish);
     let report = Report::new(args.irqchip, &apic_ids, &stopped, &attached);
     eprint!("{report}");
     if let Stop::Crash(crash) = &stopped.stop {
@@ -80,6 +84,7 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     if let Some(mut target) = target {
         report.write(&mut target)?;
     }
+    recorded?;
     Ok(exit_code(&stopped.stop))
 }
 

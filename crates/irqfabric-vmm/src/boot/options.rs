@@ -63,6 +63,9 @@ pub struct Args {
     /// What kind of machine
     #[arg(long, value_enum, default_value_t = Profile::Linux)]
     pub profile: Profile,
+    /// Records what goes into the fabric's state machines and what comes out, for `irqfabric replay`
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
     /// Writes what happened, as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,

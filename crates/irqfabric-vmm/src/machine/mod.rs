@@ -23,6 +23,7 @@ use irqfabric::chip::pic::Pic;
 use irqfabric::fabric::{Fabric, Promotion, Stats};
 use irqfabric::hv::{Calls, Counted, Kvm};
 use irqfabric::msg::DestinationFormat;
+use irqfabric::record::Recorder;
 use irqfabric::remap::ExtDest;
 use irqfabric::remap::vtd::{Faults, Vtd};
 use kick::Kicker;
@@ -116,12 +117,13 @@ pub struct Stopped {
 }
 
 impl Machine {
-    /// Makes the machine: memory, irqchip, vCPUs with their CPUID, and an empty bus.
+    /// Makes the machine: memory, irqchip, vCPUs with their CPUID, and an empty bus. What goes through its fabric is recorded, if
+    /// there is somebody to.
     ///
     /// No register is set and no thread started. If and only if one of its APIC ids needs it, its vCPUs begin in x2APIC
     /// mode, and the guest is told of 15-bit message destinations (KVM_FEATURE_MSI_EXT_DEST_ID): not where a VT-d unit has
     /// destinations of 32.
-    pub fn new(host: &Host, config: &Config) -> Result<Self, Error> {
+    pub fn new(host: &Host, config: &Config, recorder: Option<&Recorder>) -> Result<Self, Error> {
         check_apic_ids(host, config)?;
         let memory = allocate(config.memory)?;
         let vm = Arc::new(host.kvm().create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?);
@@ -146,6 +148,9 @@ impl Machine {
         }
         if let Some(address) = config.vtd {
             builder = builder.vtd(address, Vtd::default(), Faults::default());
+        }
+        if let Some(recorder) = recorder {
+            builder = builder.record(recorder);
         }
         let fabric = ioapics.iter().cloned().fold(builder, |builder, chip| builder.ioapic(chip)).build()?;
 

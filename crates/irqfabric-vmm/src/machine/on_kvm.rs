@@ -12,6 +12,7 @@ fn machine(apic_ids: &[u32]) -> Machine {
     Machine::new(
         &host,
         &Config { memory: 1 << 20, apic_ids: apic_ids.to_vec(), irqchip, promotion: Promotion::default(), vtd: None },
+        None,
     )
     .unwrap()
 }
@@ -96,6 +97,7 @@ fn apic_ids_that_no_machine_can_have_are_refused_in_a_sentence() {
                 promotion: Promotion::default(),
                 vtd: None,
             },
+            None,
         )
         .err()
         .unwrap()
@@ -153,7 +155,7 @@ mod pic {
         let host = Host::open().unwrap();
         let irqchip = Irqchip::SplitWithPic(vec![Ioapic::default()]);
         let config = Config { memory: 1 << 20, apic_ids: vec![0], irqchip, promotion: Promotion::default(), vtd: None };
-        let mut machine = Machine::new(&host, &config).unwrap();
+        let mut machine = Machine::new(&host, &config, None).unwrap();
         for (port, value) in [(0x20, 0x11), (0x21, BASE), (0x21, 4), (0x21, 1), (0x21, !(1 << INPUT))] {
             assert!(machine.fabric().pio_write(port, &[value]));
         }

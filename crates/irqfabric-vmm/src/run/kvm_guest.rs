@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::machine::{Config, Exits, Host, Irqchip, Machine, Running, Stop, StopSwitch, cpu};
 use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::fabric::Promotion;
+use irqfabric::record::Recorder;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_lapic_state, kvm_mp_state, kvm_regs};
 use std::sync::Arc;
 use vm_device::bus::{MmioAddress, MmioAddressOffset, PioAddress, PioAddressOffset};
@@ -25,13 +26,14 @@ pub struct KvmGuest {
 }
 
 /// Makes the machine, without its board yet: its fabric and memory are what the board is made of.
-pub fn machine(host: &Host, cpus: usize, begins: Begins) -> Result<Machine, Error> {
+pub fn machine(host: &Host, cpus: usize, begins: Begins, recorder: Option<&Recorder>) -> Result<Machine, Error> {
     let irqchip = match begins {
         Begins::WithIoapic => Irqchip::Split(vec![Ioapic::default()]),
         Begins::WithPic => Irqchip::SplitWithPic(vec![Ioapic::default()]),
     };
     let (apic_ids, promotion) = ((0..cpus as u32).collect(), Promotion::default());
-    Machine::new(host, &Config { memory: layout::MEMORY, apic_ids, irqchip, promotion, vtd: None })
+    let config = Config { memory: layout::MEMORY, apic_ids, irqchip, promotion, vtd: None };
+    Machine::new(host, &config, recorder)
 }
 
 impl KvmGuest {

@@ -27,11 +27,13 @@ mod source;
 
 use crate::error::Error;
 use crate::machine::Host;
+use crate::record::Recording;
 use report::Outcome;
 use script::Begins;
 use session::{Backend, LEAST_PATIENCE, Session, Work};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -67,6 +69,9 @@ pub struct Args {
     /// Repeats the choices of an earlier run; its report shows the number
     #[arg(long)]
     seed: Option<u64>,
+    /// Records what goes into the fabric's state machines and what comes out, for `irqfabric replay`
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Prints one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -93,6 +98,7 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
     }
     // Short enough to be typed again.
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let recording = Recording::start(args.record.as_deref())?;
     let session = Session {
         work: args.seconds.map_or(Work::Count(args.count), |seconds| Work::For(Duration::from_secs(seconds))),
         eventfds: args.vectors,
@@ -100,6 +106,7 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
         begins: if args.pic { Begins::WithPic } else { Begins::WithIoapic },
         seed,
         patience: LEAST_PATIENCE,
+        recorder: recording.as_ref().map(Recording::recorder),
         interrupted: &interrupted,
     };
     let report = match args.backend {
@@ -113,6 +120,9 @@ pub fn main(args: &Args) -> Result<ExitCode, Error> {
             result => result?,
         },
     };
+    if let Some(recording) = recording {
+        recording.finish()?;
+    }
     if args.json {
         println!("{}", report.json());
     } else {

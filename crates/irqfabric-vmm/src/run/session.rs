@@ -18,6 +18,7 @@ use irqfabric::chip::ioapic::Ioapic;
 use irqfabric::chip::pic::Pic;
 use irqfabric::fabric::Fabric;
 use irqfabric::hv::{Hypervisor, Sim};
+use irqfabric::record::Recorder;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{Scope, ScopedJoinHandle};
@@ -49,6 +50,8 @@ pub struct Session<'a> {
     pub seed: u64,
     /// What a handler or an answer may take at least; more on a slow machine.
     pub patience: Duration,
+    /// Records what goes through the fabric.
+    pub recorder: Option<&'a Recorder>,
     /// Set when the user has had enough.
     pub interrupted: &'a AtomicBool,
 }
@@ -85,7 +88,7 @@ impl Session<'_> {
     pub fn run(&self, backend: Backend) -> Result<Report, Error> {
         match backend {
             Backend::Kvm(host) => {
-                let machine = kvm_guest::machine(&host, self.cpus, self.begins)?;
+                let machine = kvm_guest::machine(&host, self.cpus, self.begins, self.recorder)?;
                 let memory = GuestMemory::new(machine.memory().clone());
                 let stop = machine.stop_switch().clone();
                 let (board, bindings) = self.board(memory, machine.fabric().clone(), stop)?;
@@ -104,6 +107,9 @@ impl Session<'_> {
         if self.begins == Begins::WithPic {
             let sim = sim.clone();
             builder = builder.pic(Pic::default()).kick(move |apic_id| sim.kick(apic_id));
+        }
+        if let Some(recorder) = self.recorder {
+            builder = builder.record(recorder);
         }
         let fabric = builder.build()?;
         let stop = StopSwitch::default();
@@ -276,6 +282,7 @@ mod tests {
             begins: Begins::WithIoapic,
             seed,
             patience: Duration::from_secs(5),
+            recorder: None,
             interrupted: &NEVER,
         }
     }

@@ -68,6 +68,7 @@ pub enum Version {
 
 /// What a register write leads to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[must_use]
 pub enum Written {
     /// Nothing that a pin could tell.

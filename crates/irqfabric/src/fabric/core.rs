@@ -8,6 +8,7 @@ use super::vector::Vector;
 use crate::hv::{HvError, Hypervisor};
 use crate::memory::Memory;
 use crate::msg::{Acceptance, Interrupt, Message, NotAnInterrupt};
+use crate::record::Tapes;
 use crate::remap::{Cookie, Entries, Refusal, Remapper};
 use crate::route::{Cost, GsiTable, Since};
 use crate::sync::{Condvar, Mutex, wait};
@@ -37,6 +38,8 @@ pub(crate) struct Core {
     /// Started with the first eventfd, or the first thing that is put off.
     pub(crate) dispatcher: OnceLock<Dispatcher>,
     pub(crate) counters: Counters,
+    /// Where the machines that are still to come leave their steps.
+    pub(crate) tapes: Tapes,
 }
 
 /// By entry of the remapping table: the vectors whose translation is cached, here or by the kernel.
@@ -241,7 +244,7 @@ mod tests {
     #[test]
     fn an_invalidation_waits_for_no_drop_that_began_after_it_had_looked() {
         let core = Fabric::builder(Sim::new(1)).build().unwrap().0.core.clone();
-        let [first, second] = [0, 1].map(|_| Arc::new(Vector::new(core.clone())));
+        let [first, second] = [0, 1].map(|_| Arc::new(Vector::new(core.clone(), Default::default())));
         let index = Arc::new(CookieIndex::new());
         index.cached(Some(Cookie(1)), &first);
         index.cached(Some(Cookie(2)), &second);

@@ -31,8 +31,9 @@ use super::report::PinStats;
 use super::translation::Translating;
 use crate::chip::ioapic::{Ioapic, PinSet, Written};
 use crate::line::{Level, Pin};
-use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Interrupt, Trigger};
-use crate::remap::{Entries, Target, Translation};
+use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Interrupt, Message, Trigger};
+use crate::record::{Tape, Taped};
+use crate::remap::{Entries, Refusal, Target, Translation};
 use crate::sync::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,7 +55,7 @@ pub(crate) struct IoapicPort {
 }
 
 struct State {
-    chip: Ioapic,
+    chip: Taped<Ioapic>,
     entry_writes: u64,
     pins: Box<[PinPort]>,
 }
@@ -126,9 +127,9 @@ impl Pin for IoapicPin {
 }
 
 impl IoapicPort {
-    pub(crate) fn new(core: Arc<Core>, first_gsi: u32, chip: Ioapic) -> Self {
+    pub(crate) fn new(core: Arc<Core>, first_gsi: u32, chip: Ioapic, tape: Tape) -> Self {
         let pins = (0..chip.pins()).map(|_| PinPort::default()).collect();
-        Self { core, first_gsi, state: Mutex::new(State { chip, entry_writes: 0, pins }) }
+        Self { core, first_gsi, state: Mutex::new(State { chip: Taped::new(chip, tape), entry_writes: 0, pins }) }
     }
 
     /// Parks the routes of interrupts in service: what a restored chip needs before its guest runs. The answer is
@@ -147,6 +148,7 @@ impl IoapicPort {
             if let Some(interrupt) = wanted {
                 newest = newest.max(Some(self.core.table.put(self.gsi(pin), interrupt)));
                 state.pins[usize::from(pin)].parking = Parking::Parked(interrupt);
+                state.chip.parked(pin, Some(interrupt));
             }
         }
         newest
@@ -284,16 +286,17 @@ impl IoapicPort {
     fn attempt<'a>(self: &'a Arc<Self>, mut session: Session<'a>, pin: u8) {
         let mut commits = 0;
         while let Some(message) = session.state.chip.due(pin) {
-            let interrupt = match session.translation.translate(&message) {
+            let translated = session.translation.translate(&message);
+            let interrupt = match translated {
                 Ok(Translation { target: Target::Interrupt(interrupt), .. }) => interrupt,
                 // Who waits for it is called with no lock held, and a pin's line is.
                 Ok(Translation { target: Target::Event(_), .. }) => {
                     Counters::count(&self.core.counters.dropped);
-                    return session.state.delivered(pin, Acceptance::Refused);
+                    return session.state.delivered(pin, message, &translated, Acceptance::Refused);
                 }
                 Err(why) => {
                     self.core.refused(&*session.translation, &message, why);
-                    return session.state.delivered(pin, Acceptance::Refused);
+                    return session.state.delivered(pin, message, &translated, Acceptance::Refused);
                 }
             };
             let parks = session.state.parks(pin, &interrupt);
@@ -308,6 +311,7 @@ impl IoapicPort {
                     // Nothing is in service, or nothing would be due.
                     if port.unpark() {
                         self.core.table.release(self.gsi(pin));
+                        session.state.chip.parked(pin, None);
                     }
                     Park::Ready
                 }
@@ -318,7 +322,7 @@ impl IoapicPort {
                         DeliveryMode::ExtInt => self.core.external(&interrupt),
                         _ => self.core.deliver(&interrupt),
                     };
-                    return session.state.delivered(pin, acceptance);
+                    return session.state.delivered(pin, message, &translated, acceptance);
                 }
                 Park::Elsewhere => return,
                 Park::Commit { generation } => {
@@ -328,9 +332,10 @@ impl IoapicPort {
                     let published = self.core.publish(since);
                     session = self.enter();
                     match session.state.pins[usize::from(pin)].parked(generation, published) {
-                        Parked::Yes => {}
+                        Parked::Yes => session.state.chip.parked(pin, Some(interrupt)),
                         Parked::Overtaken => return,
                         Parked::Failed => {
+                            session.state.chip.parked(pin, None);
                             self.put_off(session, pin);
                             return;
                         }
@@ -435,8 +440,14 @@ impl State {
         self.chip.trigger(pin) == Some(Trigger::Edge) && self.pins[usize::from(pin)].unpark()
     }
 
-    fn delivered(&mut self, pin: u8, acceptance: Acceptance) {
-        self.chip.delivered(pin, acceptance);
+    fn delivered(
+        &mut self,
+        pin: u8,
+        message: Message,
+        translated: &Result<Translation, Refusal>,
+        acceptance: Acceptance,
+    ) {
+        self.chip.delivered(pin, message, translated, acceptance);
         let port = &mut self.pins[usize::from(pin)];
         port.later = None;
         match acceptance {

@@ -53,6 +53,7 @@ use crate::hv::{Ends, HvError, Hypervisor, OpaqueTarget, Vcpu};
 use crate::line::{self, Acknowledged, EdgeSource, Line, Pin};
 use crate::memory::Memory;
 use crate::msg::RequesterId;
+use crate::record::{Begins, Tapes};
 use crate::remap::vtd::{Faults, FaultsState, Vtd, VtdState, WINDOW_SIZE as VTD_WINDOW_SIZE};
 use crate::remap::{Entries, Remapper, Untranslated};
 use crate::route::{Cost, GsiTable};
@@ -134,6 +135,7 @@ pub struct FabricBuilder {
     memory: Option<Arc<dyn Memory>>,
     remapping: Remapping,
     promotion: Promotion,
+    tapes: Tapes,
 }
 
 enum Remapping {
@@ -199,6 +201,7 @@ impl Fabric {
             memory: None,
             remapping: Remapping::Remapper(Box::new(Untranslated)),
             promotion: Promotion::default(),
+            tapes: Tapes::default(),
         }
     }
 
@@ -482,9 +485,16 @@ impl FabricBuilder {
         self
     }
 
+    /// Records what goes into each state machine of the fabric and what comes out. One recorder may be given to several fabrics.
+    #[cfg(feature = "record")]
+    pub fn record(mut self, recorder: &crate::record::Recorder) -> Self {
+        self.tapes = recorder.tapes();
+        self
+    }
+
     /// Sets the virtual machine up, before its first vCPU is made: on KVM this enables the split irqchip.
     pub fn build(self) -> Result<Fabric, BuildError> {
-        let Self { hypervisor, ioapics, pic, kick, memory, remapping, promotion } = self;
+        let Self { hypervisor, ioapics, pic, kick, memory, remapping, promotion, tapes } = self;
         let mut windows: Vec<_> = ioapics.iter().map(|(address, _)| (*address, WINDOW_SIZE)).collect();
         if let Remapping::Vtd(address, _) = remapping {
             windows.push((address, VTD_WINDOW_SIZE));
@@ -497,7 +507,9 @@ impl FabricBuilder {
             Remapping::Vtd(address, unit) => {
                 let (registers, faults) = *unit;
                 let memory = memory.clone().ok_or(BuildError::NoMemory)?;
-                let port = Arc::new(VtdPort::new(registers, faults, memory));
+                let begins = || Begins::Vtd { state: Some(Box::new((registers.save(), faults.save()))) };
+                let tape = tapes.tape(begins);
+                let port = Arc::new(VtdPort::new(registers, faults, memory, tape));
                 (Box::new(port.clone()), Some(PlacedVtd { address, port }))
             }
         };
@@ -507,7 +519,10 @@ impl FabricBuilder {
         let pic = match (pic, kick) {
             (Some(_), _) if !foreign.is_empty() => return Err(BuildError::OtherPic),
             (Some(_), None) => return Err(BuildError::NoKick),
-            (Some((chip, pending)), Some(kick)) => Some(Arc::new(PicPort::new(chip, pending, kick))),
+            (Some((chip, pending)), Some(kick)) => {
+                let tape = tapes.tape(|| Begins::Pic { state: Some(chip.save()) });
+                Some(Arc::new(PicPort::new(chip, pending, kick, tape)))
+            }
             (None, _) => None,
         };
         let translation = Translation::new(remapper);
@@ -527,6 +542,7 @@ impl FabricBuilder {
             detaching: AtomicU64::new(0),
             dispatcher: OnceLock::new(),
             counters: Counters::default(),
+            tapes,
         });
         let foreign_line = |(gsi, pin)| Line::to_foreign_pin(pin, ForeignResampler::new(&core, gsi));
         let mut lines: Vec<_> = (0..).zip(foreign).map(foreign_line).collect();
@@ -539,7 +555,9 @@ impl FabricBuilder {
             };
             let first_gsi = lines.len() as u32;
             let count = chip.pins() as u8;
-            let port = Arc::new(IoapicPort::new(core.clone(), first_gsi, chip));
+            let begins = || Begins::Ioapic { gsi: first_gsi, ends: capacity.ends, state: Some(chip.save()) };
+            let tape = core.tapes.tape(begins);
+            let port = Arc::new(IoapicPort::new(core.clone(), first_gsi, chip, tape));
             restored = restored.max(port.park_restored());
             lines.extend((0..count).map(|pin| {
                 let ioapic: Arc<dyn Pin> = Arc::new(IoapicPin { port: port.clone(), pin });
@@ -549,6 +567,9 @@ impl FabricBuilder {
         }
         if core.pic.is_some() {
             lines.extend((lines.len() as u32..pic_chip::INPUTS.into()).map(|gsi| core.line(gsi, None)));
+        }
+        for (gsi, line) in (0..).zip(&lines) {
+            line.record(core.tapes.tape(|| Begins::Line { gsi }));
         }
         if let Some(since) = restored {
             core.table.publish(since, &*core.hypervisor)?;

@@ -7,6 +7,7 @@ use super::vector::Vector;
 use crate::line::EdgeInterrupt;
 use crate::msg::{Masking, Message, RequesterId};
 use crate::pci::VectorConfig;
+use crate::record::Begins;
 use crate::sync::EventFd;
 use std::fmt;
 use std::io;
@@ -107,8 +108,11 @@ impl EdgeInterrupt for MsiVector {
 
 impl MsiVectors {
     pub(crate) fn new(core: &Arc<Core>, requester: RequesterId, count: usize) -> Self {
-        let vector = || MsiVector(Arc::new(Vector::new(core.clone())));
-        Self { vectors: (0..count).map(|_| vector()).collect(), core: core.clone(), requester }
+        let vector = |index| {
+            let tape = core.tapes.tape(|| Begins::Vector { requester, index: index as u32 });
+            MsiVector(Arc::new(Vector::new(core.clone(), tape)))
+        };
+        Self { vectors: (0..count).map(vector).collect(), core: core.clone(), requester }
     }
 
     /// The guest has written a vector's address and data. On return no delivery uses what they replace.

@@ -26,6 +26,7 @@ use crate::chip::pic::{Acknowledged, CASCADE, INPUTS, Pic, PicState};
 use crate::hv::{EVERY_VCPU, External, HvError, InterruptWindow, Takes, Vcpu};
 use crate::line::{Level, Line, Pin};
 use crate::msg::{Acceptance, DestinationMode, Interrupt};
+use crate::record::{Tape, Taped};
 use crate::sync::{AtomicBool, Mutex};
 use std::mem;
 use std::sync::Arc;
@@ -53,7 +54,7 @@ pub(crate) struct PicPort {
 
 #[derive(Clone)]
 struct State {
-    chip: Pic,
+    chip: Taped<Pic>,
     /// What waits for a processor besides INTR.
     pending: Vec<PendingExternal>,
     // Not saved.
@@ -115,9 +116,10 @@ impl Pin for PicPin {
 
 impl PicPort {
     /// With what a snapshot says is pending, as far as a machine could have saved it.
-    pub(super) fn new(chip: Pic, mut pending: Vec<PendingExternal>, kick: Kick) -> Self {
+    pub(super) fn new(chip: Pic, mut pending: Vec<PendingExternal>, kick: Kick, tape: Tape) -> Self {
         pending.retain(|pending| *pending != PendingExternal::INTR);
         pending.truncate(MOST_MESSAGES);
+        let chip = Taped::new(chip, tape);
         let state = State { chip, pending, acknowledged: Default::default(), kicks: Vec::new() };
         Self { kick, waiting: AtomicBool::new(state.waits()), rings: AtomicBool::new(false), state: Mutex::new(state) }
     }
@@ -168,7 +170,7 @@ impl PicPort {
         if before == 0 {
             return InputSet::default();
         }
-        let mut trial = state.chip.clone();
+        let mut trial = Pic::clone(&state.chip);
         trial.write(port, data);
         InputSet(before & !trial.in_service() & !(1 << CASCADE))
     }

@@ -10,6 +10,7 @@ use super::report::VectorStats;
 use super::translation::Translating;
 use crate::hv::HvError;
 use crate::msg::{Acceptance, Interrupt, Masking, Message};
+use crate::record::{Outcome, Sent, Step, Tape, VectorStep};
 use crate::remap::{Cookie, Refusal, Remapper, Target};
 use crate::route::{Action, Event, Gsi, Listener, Since};
 use crate::sync::{EventFd, Mutex, MutexGuard, Stopwatch};
@@ -44,7 +45,9 @@ pub(super) struct State {
     // What is known about it.
     /// What `message` came out as when it was last translated. A failure is never kept.
     translated: Option<Target>,
-    cookie: Option<Cookie>,
+    /// Of `translated`; whether there is one is kept apart from it, again for the size.
+    cookie: Cookie,
+    has_cookie: bool,
     // Who listens.
     listener: Listener,
     /// Kept by Hot and Masked only.
@@ -56,6 +59,7 @@ pub(super) struct State {
     /// It fired while it might not send, and the dispatcher looks away since.
     muted: bool,
     stats: VectorStats,
+    tape: Tape,
 }
 
 /// A vector's route.
@@ -79,8 +83,8 @@ pub(super) enum Wish {
 }
 
 impl Vector {
-    pub(super) fn new(core: Arc<Core>) -> Self {
-        Self { core, eventfd: OnceLock::new(), state: Mutex::default() }
+    pub(super) fn new(core: Arc<Core>, tape: Tape) -> Self {
+        Self { core, eventfd: OnceLock::new(), state: Mutex::new(State { tape, ..State::default() }) }
     }
 
     /// What names it among all vectors that are alive.
@@ -189,10 +193,12 @@ impl Vector {
             }
             Err(why) => {
                 self.core.refused(&*remapper, &message, why);
+                state.sent(why.into(), Acceptance::Refused);
                 return state;
             }
             Ok(Target::Event(event)) => event,
         };
+        state.sent(Target::Event(event).into(), Acceptance::Accepted);
         state.stats.delivered += 1;
         drop(state);
         drop(remapper);
@@ -212,7 +218,7 @@ impl Vector {
         }
         let translation = remapper.translate(message)?;
         state.translated = Some(translation.target);
-        state.cookie = translation.cookie;
+        state.set_cookie(translation.cookie);
         // Mostly it comes from the same entry as before, and the index is one for all vectors.
         let indexed = state.route.as_ref().is_some_and(|route| route.leftover.contains(&translation.cookie));
         if !indexed {
@@ -224,7 +230,8 @@ impl Vector {
     fn forget(&self, state: &mut State) -> Option<Target> {
         let before = state.translated.take();
         if before.is_some() {
-            let cookie = state.cookie.take();
+            let cookie = state.cookie();
+            state.set_cookie(None);
             match &mut state.route {
                 // The kernel delivers by it all the same, until it is told.
                 Some(route) if !route.leftover.contains(&cookie) => route.leftover.push(cookie),
@@ -261,6 +268,7 @@ impl Vector {
         }
         state.programmed = message.is_some();
         state.message = message.unwrap_or_default();
+        state.push(move || VectorStep::Program { message });
         if state.masking == Masking::Unmasked && state.programmed && std::mem::take(&mut state.muted) {
             if self.drain(&state) {
                 // It fired before it was programmed.
@@ -319,6 +327,8 @@ impl Vector {
             // It fired while the function was off.
             Counters::count(&self.core.counters.dropped);
         }
+        let sends_pending = Some(masking == Masking::Unmasked && state.pending);
+        state.push(move || VectorStep::Mask { masking, sends_pending });
         match masking {
             Masking::Masked => self.step(&mut state, Event::Mask),
             Masking::Disabled => {
@@ -342,6 +352,7 @@ impl Vector {
         let mut state = self.state.lock();
         if state.masking == Masking::Masked && self.drain(&state) {
             state.pending = true;
+            state.push(move || VectorStep::Signal { outcome: None, acceptance: None, signal: Some(Sent::Pending) });
         }
         state.pending
     }
@@ -357,7 +368,9 @@ impl Vector {
 
     /// A snapshot says that a signal waits.
     pub(super) fn restore_pending(&self) {
-        self.state.lock().pending = true;
+        let mut state = self.state.lock();
+        state.pending = true;
+        state.push(move || VectorStep::Pending);
     }
 
     // Listening.
@@ -576,18 +589,42 @@ impl State {
             (Masking::Masked, _) => self.pending = true,
             (Masking::Unmasked, None) | (Masking::Disabled, _) => Counters::count(&core.counters.dropped),
         }
+        let signal = Some(if self.masking == Masking::Masked { Sent::Pending } else { Sent::Dropped });
+        self.push(move || VectorStep::Signal { outcome: None, acceptance: None, signal });
         None
     }
 
     fn deliver(&mut self, core: &Core, interrupt: &Interrupt) {
-        if core.deliver(interrupt) == Acceptance::Accepted {
+        let acceptance = core.deliver(interrupt);
+        if acceptance == Acceptance::Accepted {
             self.stats.delivered += 1;
         }
+        self.sent(Outcome::Interrupt(*interrupt), acceptance);
+    }
+
+    /// The message went out.
+    #[inline]
+    fn sent(&mut self, outcome: Outcome, acceptance: Acceptance) {
+        let (outcome, acceptance, signal) = (Some(outcome), Some(acceptance), Some(Sent::Message(self.message)));
+        self.push(move || VectorStep::Signal { outcome, acceptance, signal });
+    }
+
+    #[inline]
+    fn push(&mut self, step: impl FnOnce() -> VectorStep) {
+        self.tape.push(move || Step::Vector(step()));
+    }
+
+    fn cookie(&self) -> Option<Cookie> {
+        self.has_cookie.then_some(self.cookie)
+    }
+
+    fn set_cookie(&mut self, cookie: Option<Cookie>) {
+        (self.has_cookie, self.cookie) = (cookie.is_some(), cookie.unwrap_or_default());
     }
 
     /// The entry that the cached translation came from, if there is one.
     fn present(&self) -> Option<Option<Cookie>> {
-        self.translated.map(|_| self.cookie)
+        self.translated.map(|_| self.cookie())
     }
 
     /// Whether the route, if there is one, says what the translation says.

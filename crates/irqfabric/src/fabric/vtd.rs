@@ -15,6 +15,7 @@ use super::Inner;
 use super::core::Core;
 use crate::memory::Memory;
 use crate::msg::{DestinationFormat, Interrupt, Message, NotAnInterrupt};
+use crate::record::{Tape, Taped};
 use crate::remap::vtd::{self, Effect, Faults, FaultsState, Tables, Vtd, VtdState};
 use crate::remap::{Entries, Fault, Refusal, Remapper, Translation};
 use crate::sync::{Condvar, Mutex, RwLock, Stopwatch, wait};
@@ -35,7 +36,7 @@ pub(crate) struct VtdPort {
     rests: Condvar,
     tables: RwLock<Tables>,
     /// A leaf.
-    faults: Mutex<Faults>,
+    faults: Mutex<Taped<Faults>>,
 }
 
 struct Registers {
@@ -45,18 +46,22 @@ struct Registers {
 }
 
 impl VtdPort {
-    pub(super) fn new(vtd: Vtd, faults: Faults, memory: Arc<dyn Memory>) -> Self {
+    pub(super) fn new(vtd: Vtd, faults: Faults, memory: Arc<dyn Memory>, tape: Tape) -> Self {
         let tables = RwLock::new(vtd.tables());
         let registers = Mutex::new(Registers { vtd, runs: false });
-        Self { memory, registers, rests: Condvar::new(), tables, faults: Mutex::new(faults) }
+        Self { memory, registers, rests: Condvar::new(), tables, faults: Mutex::new(Taped::new(faults, tape)) }
     }
 
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
-        self.registers.lock().vtd.read(&self.faults.lock(), offset, data);
+        let registers = self.registers.lock();
+        self.faults.lock().read(&registers.vtd, offset, data);
     }
 
     pub(super) fn write(&self, offset: u64, data: &[u8], fabric: &Arc<Inner>) {
-        self.registers.lock().vtd.write(&mut self.faults.lock(), offset, data);
+        {
+            let mut registers = self.registers.lock();
+            self.faults.lock().write(&mut registers.vtd, offset, data);
+        }
         self.run(fabric);
     }
 
@@ -119,7 +124,7 @@ impl VtdPort {
     /// registers again: nothing is written for a queue that was switched off, nor sent for an event that was masked.
     fn next(&self, core: &Core) -> Option<Effect> {
         let mut registers = self.registers.lock();
-        let effect = registers.vtd.next(&mut self.faults.lock(), &*self.memory);
+        let effect = self.faults.lock().next(&mut registers.vtd, &*self.memory);
         match &effect {
             Some(Effect::Write { address, data }) => self.store(*address, *data),
             Some(Effect::Send(message)) => self.send(message, &|interrupt| {

@@ -84,6 +84,7 @@ pub struct Capacity {
 
 /// What becomes of the end of a level interrupt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Ends {
     /// It reaches the chip that sent the interrupt: ours by [`Fabric::end_of_interrupt`](crate::fabric::Fabric::end_of_interrupt),
     /// the hypervisor's own without us.

@@ -26,7 +26,7 @@ use crate::msg::{Interrupt, Message, NotAnInterrupt};
 use std::ops::RangeInclusive;
 
 /// The entry of a remapping table that a translation came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cookie(pub u32);
 
 /// What a message came out as.

@@ -11,6 +11,7 @@ mod mask;
 mod memory;
 mod program;
 mod promote;
+mod record;
 
 pub use contend::{Contended, Side, Threads};
 
@@ -89,6 +90,7 @@ pub const ROWS: &[Row] = &[
     timed("register-same", guest::register_same),
     timed("level-move", linux::level_move),
     timed("linux-ioapic-setup", linux::ioapic_setup),
+    timed("record", record::record),
     timed("mask", mask::mask),
     timed("unmask", mask::unmask),
     timed("mask-unmask", mask::mask_unmask),

@@ -126,6 +126,11 @@ impl Fault {
 }
 
 impl Tables {
+    /// IRTA_REG, IRES and CFIS.
+    pub(crate) const fn registers(&self) -> (u64, bool, bool) {
+        (self.table.into_bits(), self.remapping, self.compatibility_format)
+    }
+
     /// What `message` becomes now. Reads each half of the message's entry once, and nothing else; records nothing.
     pub fn translate(&self, message: &Message, memory: &dyn Memory) -> Result<Translation, Refused> {
         if !message.is_interrupt() {
