@@ -2,12 +2,16 @@
 //!
 //! The vCPU goes round its loop as a VMM's must: it forgets its last kick, calls `before_run`, and enters the guest unless it
 //! was kicked meanwhile (`immediate_exit`). There it stays, unless its window was wanted: what fetches it out is another kick
-//! alone. When all threads are
-//! done it is fetched if it was kicked, and must then have been given what there is, each vector once.
+//! alone, and none of its own thread's. When all threads are done it is fetched if it was kicked, and must then have been given
+//! what there is, each vector once.
 
 use super::*;
 use crate::chip::pic::Pic;
 use crate::hv::{External, InterruptWindow, Takes, Vcpu};
+use crate::line::Level;
+use loom::thread::ThreadId;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicUsize;
 
 const VECTORS: u8 = 0x20;
 const COMMAND: u16 = 0x20;
@@ -66,6 +70,8 @@ impl Vcpu for Processor {
 
 struct Pc {
     fabric: Fabric,
+    /// Which thread is the vCPU's, while it is not in the guest. No lock of the model's: only that thread finds itself.
+    own: Arc<std::sync::Mutex<Option<ThreadId>>>,
     /// The kernel's: a signal and what was done before it arrive in this order.
     kicked: Arc<crate::sync::Mutex<bool>>,
     processor: crate::sync::Mutex<Processor>,
@@ -82,9 +88,15 @@ enum Way {
 impl Pc {
     fn new(way: Way) -> Self {
         let kicked = Arc::<crate::sync::Mutex<bool>>::default();
+        let own = Arc::<std::sync::Mutex<Option<ThreadId>>>::default();
         let kick = {
-            let kicked = kicked.clone();
-            move |_| *kicked.lock() = true
+            let (kicked, own) = (kicked.clone(), own.clone());
+            move |_| {
+                let is_own = *own.lock().unwrap() == Some(loom::thread::current().id());
+                if !is_own {
+                    *kicked.lock() = true;
+                }
+            }
         };
         let builder = Fabric::builder(Nobody).ioapic(Ioapic::new(PINS).unwrap()).pic(Pic::default()).kick(kick);
         let fabric = builder.build().unwrap();
@@ -109,12 +121,13 @@ impl Pc {
             window: InterruptWindow::Unwanted,
         });
         let sources = [4, 5].map(|gsi| fabric.line(gsi).unwrap().source("device"));
-        Self { fabric, kicked, processor, sources }
+        Self { fabric, own, kicked, processor, sources }
     }
 
     /// The vCPU's thread, until it is in the guest and not kicked.
     fn run(&self) {
         let mut processor = self.processor.lock();
+        *self.own.lock().unwrap() = Some(loom::thread::current().id());
         loop {
             *self.kicked.lock() = false;
             self.fabric.before_run(&mut *processor).unwrap();
@@ -125,7 +138,7 @@ impl Pc {
             processor.latched = false;
             processor.lint0 = if processor.lint0 == Takes::Later { Takes::Now } else { processor.lint0 };
             if processor.window == InterruptWindow::Unwanted {
-                return;
+                return *self.own.lock().unwrap() = None;
             }
         }
     }
@@ -227,4 +240,40 @@ pic_models! {
     run_and_message: ExtIntPin, open, run | pulse => [VECTORS | 4];
     run_pulse_and_unmask: Intr, masked, run | pulse | unmask => [VECTORS | 4];
     run_and_two_pulses: Intr, open, run | pulse | pulse_other => [VECTORS | 4, VECTORS | 5];
+}
+
+/// A level that both chips see, of a device that raises again when it is told for the first time, under automatic EOI, and one
+/// that pulses: each interrupt is given once, and nothing comes of the levels that fell with their ends.
+#[test]
+fn run_and_resample_by_automatic_eoi() {
+    const ELCR: u16 = 0x4d0;
+    explore(Some(PREEMPTIONS_OF_PINS), |_| {
+        let pc = Arc::new(Pc::new(Way::Intr));
+        pc.fabric.pio_write(COMMAND, &[0x11]);
+        [VECTORS, 4, 3, 0].iter().for_each(|word| assert!(pc.fabric.pio_write(MASK, &[*word])));
+        pc.fabric.pio_write(ELCR, &[1 << 4]);
+        let (told, source) = (Arc::new(AtomicUsize::new(0)), Arc::new(OnceLock::<LineSource>::new()));
+        let acknowledged = {
+            let (told, source) = (told.clone(), Arc::downgrade(&source));
+            move || {
+                if told.fetch_add(1, Relaxed) == 0 {
+                    source.upgrade().unwrap().get().unwrap().raise();
+                }
+            }
+        };
+        let resampling = pc.fabric.line(4).unwrap().resampling_source("vfio", acknowledged).unwrap();
+        assert!(source.set(resampling).is_ok());
+        let vcpu = {
+            let pc = pc.clone();
+            loom::thread::spawn(move || pc.run())
+        };
+        source.get().unwrap().raise();
+        pulse_other(&pc);
+        vcpu.join().unwrap();
+        pc.fetch();
+        let mut got = pc.got();
+        got.sort_unstable();
+        assert_eq!((got, told.load(Relaxed)), (vec![VECTORS | 4, VECTORS | 4, VECTORS | 5], 2));
+        assert_eq!(source.get().unwrap().level(), Level::Low);
+    });
 }
