@@ -461,7 +461,7 @@ impl PinPort {
 
     /// The pin needs no route. Returns whether it had one, or was about to.
     fn unpark(&mut self) -> bool {
-        let parked = self.parking != Parking::Unparked;
+        let parked = !matches!(self.parking, Parking::Unparked);
         if parked {
             self.parking = Parking::Unparked;
             self.generation += 1;
