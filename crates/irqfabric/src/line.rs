@@ -480,6 +480,7 @@ impl State {
         rises
     }
 
+    #[inline]
     fn hold(&mut self, slot: usize, level: Level) -> bool {
         let slot = &mut self.slots[slot];
         let raised = match slot.acknowledged {

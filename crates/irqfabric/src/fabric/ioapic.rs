@@ -292,11 +292,11 @@ impl IoapicPort {
                 // Who waits for it is called with no lock held, and a pin's line is.
                 Ok(Translation { target: Target::Event(_), .. }) => {
                     Counters::count(&self.core.counters.dropped);
-                    return session.state.delivered(pin, message, &translated, Acceptance::Refused);
+                    return session.state.delivered(pin, message, translated, Acceptance::Refused);
                 }
                 Err(why) => {
                     self.core.refused(&*session.translation, &message, why);
-                    return session.state.delivered(pin, message, &translated, Acceptance::Refused);
+                    return session.state.delivered(pin, message, translated, Acceptance::Refused);
                 }
             };
             let parks = session.state.parks(pin, &interrupt);
@@ -322,7 +322,7 @@ impl IoapicPort {
                         DeliveryMode::ExtInt => self.core.external(&interrupt),
                         _ => self.core.deliver(&interrupt),
                     };
-                    return session.state.delivered(pin, message, &translated, acceptance);
+                    return session.state.delivered(pin, message, translated, acceptance);
                 }
                 Park::Elsewhere => return,
                 Park::Commit { generation } => {
@@ -444,7 +444,7 @@ impl State {
         &mut self,
         pin: u8,
         message: Message,
-        translated: &Result<Translation, Refusal>,
+        translated: Result<Translation, Refusal>,
         acceptance: Acceptance,
     ) {
         self.chip.delivered(pin, message, translated, acceptance);

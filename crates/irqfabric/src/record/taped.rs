@@ -83,12 +83,12 @@ impl Taped<Ioapic> {
         &mut self,
         pin: u8,
         message: Message,
-        translated: &Result<Translation, Refusal>,
+        translated: Result<Translation, Refusal>,
         acceptance: Acceptance,
     ) {
         self.machine.delivered(pin, acceptance);
         let step = move || {
-            let outcome = Outcome::of(translated);
+            let outcome = Outcome::of(&translated);
             IoapicStep::Deliver { pin, outcome, acceptance, message: Some(message) }
         };
         self.tape.push(move || Step::Ioapic(step()));
