@@ -336,11 +336,16 @@ fn a_file_that_is_too_slow_holds_nobody_up_and_the_replay_stops_where_steps_are_
     // Four steps each, more than the buffers hold while the file takes nothing.
     (0..200_000).for_each(|_| source.pulse());
     barrier.wait();
-    while file.text().lines().count() < 10_000 {
+    // There is room again once what was held up is in the file.
+    let mut lines = 0;
+    while lines < 10_000 || lines != file.text().lines().count() {
+        lines = file.text().lines().count();
+        thread::sleep(Duration::from_millis(100));
+    }
+    for _ in 0..100 {
+        source.pulse();
         thread::sleep(Duration::from_millis(1));
     }
-    // Now there is room again.
-    source.pulse();
     drop((source, fabric));
     let recorded = recorder.finish().unwrap();
     assert!(recorded.lost > 0, "{recorded:?}");
