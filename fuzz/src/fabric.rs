@@ -392,7 +392,8 @@ impl Model {
     fn pic_write(&mut self, port: u16, value: u8) {
         let mut trial = self.pic.clone();
         trial.write(port, value);
-        for input in 0..16 {
+        // The cascade is no line's.
+        for input in (0..16).filter(|&input| input != 2) {
             if self.pic.in_service() & !trial.in_service() & 1 << input != 0 {
                 let before = self.is_high(input);
                 self.acknowledge(input);
@@ -402,6 +403,32 @@ impl Model {
             }
         }
         self.pic.write(port, value);
+    }
+
+    fn pic_read(&mut self, port: u16) -> u8 {
+        let slave = port & 0x80 != 0;
+        let polled = self.pic.is_polled(slave) && port < 0x100;
+        let answer = self.pic.read(port);
+        let input = if slave { 8 | answer & 7 } else { answer & 7 };
+        if polled && answer & 0x80 != 0 && input != 2 {
+            self.acknowledged(input);
+        }
+        answer
+    }
+
+    /// By the PIC. With automatic end of interrupt that was its end as well.
+    fn acknowledged(&mut self, input: u8) {
+        if self.pic.in_service() & 1 << input != 0 {
+            return;
+        }
+        let gsi = usize::from(input);
+        let high = self.is_high(gsi);
+        self.acknowledge(gsi);
+        let left = self.is_high(gsi);
+        self.pic.ended(input, left);
+        if high {
+            self.drive(gsi, left);
+        }
     }
 
     // Vectors.
@@ -690,7 +717,7 @@ impl World {
                 let mut data = [0];
                 self.fabric.pio_read(port, &mut data);
                 self.look();
-                assert_eq!(data[0], self.model.pic.read(port));
+                assert_eq!(data[0], self.model.pic_read(port));
             }
             Step::Program { vector, request, level } => {
                 let vector = usize::from(vector) % VECTORS;
@@ -905,16 +932,8 @@ impl World {
         if place.is_some() || intr {
             let before = self.model.pic.acknowledge();
             self.model.given[cpu] = Some(before.vector);
-            // Automatic end of interrupt.
-            if let Some(input) = before.input
-                && self.model.pic.in_service() & 1 << input == 0
-            {
-                let gsi = usize::from(input);
-                let high = self.model.is_high(gsi);
-                self.model.acknowledge(gsi);
-                if high && !self.model.is_high(gsi) {
-                    self.model.drive(gsi, false);
-                }
+            if let Some(input) = before.input {
+                self.model.acknowledged(input);
             }
         }
     }

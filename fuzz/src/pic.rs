@@ -233,6 +233,11 @@ impl Pair {
         u16::from_le_bytes([bits(&self.master.serving), bits(&self.slave.serving)])
     }
 
+    /// Whether the next read is an acknowledgement.
+    pub(crate) fn is_polled(&self, slave: bool) -> bool {
+        if slave { self.slave.polled } else { self.master.polled }
+    }
+
     fn chip(&mut self, slave: bool) -> &mut Chip {
         if slave { &mut self.slave } else { &mut self.master }
     }
@@ -285,6 +290,13 @@ impl Pair {
         };
         self.settle(by_slave);
         answer
+    }
+
+    /// An automatic end of interrupt leaves the input's line so.
+    pub(crate) fn ended(&mut self, input: u8, high: bool) {
+        let slave = input >= 8;
+        self.chip(slave).drive(usize::from(input % 8), high);
+        self.settle(slave);
     }
 
     pub(crate) fn write(&mut self, port: u16, word: u8) {
