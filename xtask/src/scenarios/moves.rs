@@ -143,15 +143,11 @@ fn judge(console: &Console, at_least: u64) -> Result<()> {
     Ok(())
 }
 
+/// The guest has judged each move: one late interrupt at the most, for what was on its way.
 pub fn judge_wire(kind: &str, wire: &Wire, at_least: u64) -> Result<()> {
     let Wire { moves, stragglers, interrupts: _ } = *wire;
     ensure!(moves >= at_least, "{kind}: expected {at_least} moves in time, saw {moves}");
-    // The guest allows one a move, for what was on its way: that is not so at most of them.
-    const AT_ODDS: u64 = 10;
-    ensure!(
-        stragglers <= moves / 2 + AT_ODDS,
-        "{kind}: {stragglers} interrupts came late in {moves} moves: more than those that were on their way"
-    );
+    ensure!(stragglers <= moves, "{kind}: {stragglers} interrupts came late in {moves} moves");
     Ok(())
 }
 
