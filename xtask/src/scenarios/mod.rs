@@ -74,7 +74,7 @@ pub struct Linux {
     pub test: String,
 }
 
-/// Known to fail: in about half of its runs `irqfabric run --pic` does not come to an end on a stock KVM with one CPU. Not part of
+/// Known to fail: in 3 of 4 runs `irqfabric run --pic` did not come to an end on a stock KVM with one CPU. Not part of
 /// the tests until that is understood; `cargo xtask testbed run` has it.
 const HANGS: &str = "run-pic-in-l1";
 
