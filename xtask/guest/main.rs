@@ -6,6 +6,7 @@
 //!
 //! It has no dependency, so that plain `rustc` builds it in a second: see `testbed/binaries.rs`.
 
+mod beat;
 mod disk;
 mod flood;
 mod interrupts;
@@ -21,7 +22,8 @@ guest-probe move MOVES SECONDS [remapped-]level|[remapped-]message DISK [EDGE-AC
                                             move interrupts between CPUs while they fire
 guest-probe flood INTERRUPTS SECONDS DISK...
                                             read disks that share an interrupt until it has fired so often
-guest-probe kvm                             open /dev/kvm and list what it can do";
+guest-probe kvm                             open /dev/kvm and list what it can do
+guest-probe beat                            have the HPET interrupt at a steady rate, until killed";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
             .and_then(|interrupts| Ok((interrupts, number(seconds)?)))
             .and_then(|(interrupts, seconds)| flood::run(interrupts, seconds, disks)),
         ["kvm"] => kvm::capabilities(),
+        ["beat"] => beat::run(),
         _ => Err(format!("usage:\n{USAGE}")),
     };
     match answer {

@@ -74,16 +74,10 @@ pub struct Linux {
     pub test: String,
 }
 
-/// Known to fail: in 3 of 4 runs `irqfabric run --pic` did not come to an end on a stock KVM with one CPU. Not part of
-/// the tests until that is understood; `cargo xtask testbed run` has it.
-const HANGS: &str = "run-pic-in-l1";
-
 /// What proves something of ours: what `cargo xtask test` runs.
 pub fn ours(scale: Scale) -> Vec<Scenario> {
     let mut list = all(scale);
-    let on_demand =
-        |scenario: &Scenario| scenario.name == HANGS || matches!(scenario.machine, Machine::Reference { .. });
-    list.retain(|scenario| !on_demand(scenario));
+    list.retain(|scenario| !matches!(scenario.machine, Machine::Reference { .. }));
     list
 }
 

@@ -41,6 +41,11 @@ pub struct Boot<'a> {
 
 /// L1. What it writes to its one virtio port arrives in `files`, a tar archive.
 ///
+/// An interrupt that comes while the processor enters a guest or leaves one can be lost: TCG's VMRUN and #VMEXIT change
+/// `CPUState.interrupt_request` without the lock under which devices set it (QEMU 10.0, `svm_helper.c`; kvm_amd asks for an
+/// interrupt window by the bit that they change). L1 then sleeps for ever, its timer's vector in IRR: without a heartbeat
+/// (`guest/beat.rs`), `irqfabric run --pic` did so in 7 of 21 runs, and went on as soon as any device interrupted.
+///
 /// It has one CPU. With two, under QEMU 10.0, L1 or its guest was reset without a word in 4 of 11 runs of a
 /// busy L2 with two vCPUs (under QEMU as the VMM); with one, in none of 3. Why is not known. It costs a third
 /// of the time at most.
