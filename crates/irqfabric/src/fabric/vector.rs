@@ -594,6 +594,7 @@ impl State {
         None
     }
 
+    #[inline(always)]
     fn deliver(&mut self, core: &Core, interrupt: &Interrupt) {
         let acceptance = core.deliver(interrupt);
         if acceptance == Acceptance::Accepted {
