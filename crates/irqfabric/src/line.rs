@@ -411,6 +411,9 @@ impl fmt::Debug for LineSource {
 
 impl Wire {
     /// Returns whether the resampler is to [lower](Self::lower_foreign) the wire, once the lock is free.
+    ///
+    /// Inlined: behind a system call the processor predicts no return, and each one costs as much as a lock.
+    #[inline(always)]
     fn set(&self, state: &mut State, slot: usize, level: Level) -> bool {
         let (before, resampling) = (self.driven(state), state.resampling);
         let rises = state.store(slot, level);

@@ -227,7 +227,7 @@ impl Ioapic {
     }
 
     /// The guest writes `data` at `offset` into the chip's window.
-    #[inline]
+    #[inline(always)]
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Written {
         let value = match *data {
             // As guests do; the loop would be a call of memcpy.

@@ -84,14 +84,11 @@ enum Parking {
     Parked(Interrupt),
 }
 
-/// What must happen before a level pin may be delivered.
-enum Park {
-    Ready,
-    Commit {
-        generation: u64,
-    },
-    /// The thread that commits this route will deliver.
-    Elsewhere,
+/// What is left to do of an attempt to deliver.
+enum Left {
+    Nothing,
+    /// This route must be in force first.
+    Commit(Interrupt),
 }
 
 /// What came of a commit.
@@ -168,13 +165,20 @@ impl IoapicPort {
             return;
         }
         if session.state.storms(pin) {
-            if self.put_off(session, pin) {
-                return Counters::count(&self.core.counters.brakes);
-            }
-            // There is no thread to wait for it.
-            session = self.enter();
+            return self.brake(session, pin);
         }
-        self.attempt(session, pin);
+        let left = self.attempt(&mut session, pin);
+        self.finish(session, pin, left);
+    }
+
+    /// What `pin` has to send waits, so that the guest gets to run.
+    #[cold]
+    fn brake(self: &Arc<Self>, session: Session<'_>, pin: u8) {
+        if self.put_off(session, pin) {
+            return Counters::count(&self.core.counters.brakes);
+        }
+        // There is no thread to wait for it.
+        self.enter_and_attempt(pin);
     }
 
     /// A rise and a fall under one lock. A level pin is delivered before it falls.
@@ -189,7 +193,8 @@ impl IoapicPort {
         let rose = session.state.chip.set(pin, Level::High);
         let _ = session.state.chip.set(pin, Level::Low);
         if rose {
-            self.attempt(session, pin);
+            let left = self.attempt(&mut session, pin);
+            self.finish(session, pin, left);
         }
     }
 
@@ -217,7 +222,7 @@ impl IoapicPort {
             let due = state.chip.due(pin).is_some();
             drop(state);
             if due {
-                self.attempt(self.enter(), pin);
+                self.enter_and_attempt(pin);
             }
         }
         written
@@ -280,72 +285,89 @@ impl IoapicPort {
 
     /// Delivers what `pin` has to send, if anything: one system call, and before it one table commit if a level
     /// pin's message has changed since its last delivery, or up to [`COMMITS`] if it keeps changing.
+    fn enter_and_attempt(self: &Arc<Self>, pin: u8) {
+        let mut session = self.enter();
+        let left = self.attempt(&mut session, pin);
+        self.finish(session, pin, left);
+    }
+
+    /// The part of it that needs no commit: one system call at the most. What is left must be [finished](Self::finish).
     ///
     /// Inlined: behind a system call the processor predicts no return, and each one costs as much as a lock.
     #[inline(always)]
-    fn attempt<'a>(self: &'a Arc<Self>, mut session: Session<'a>, pin: u8) {
-        let mut commits = 0;
-        while let Some(message) = session.state.chip.due(pin) {
-            let translated = session.translation.translate(&message);
-            let interrupt = match translated {
-                Ok(Translation { target: Target::Interrupt(interrupt), .. }) => interrupt,
-                // Who waits for it is called with no lock held, and a pin's line is.
-                Ok(Translation { target: Target::Event(_), .. }) => {
-                    Counters::count(&self.core.counters.dropped);
-                    return session.state.delivered(pin, message, translated, Acceptance::Refused);
-                }
-                Err(why) => {
-                    self.core.refused(&*session.translation, &message, why);
-                    return session.state.delivered(pin, message, translated, Acceptance::Refused);
-                }
-            };
-            let parks = session.state.parks(pin, &interrupt);
-            let port = &mut session.state.pins[usize::from(pin)];
-            let park = match parks {
-                true if commits == COMMITS && port.is_news(interrupt) => {
-                    self.put_off(session, pin);
-                    return;
-                }
-                true => port.park(interrupt),
-                false => {
-                    // Nothing is in service, or nothing would be due.
-                    if port.unpark() {
-                        self.core.table.release(self.gsi(pin));
-                        session.state.chip.parked(pin, None);
-                    }
-                    Park::Ready
-                }
-            };
-            match park {
-                Park::Ready => {
-                    let acceptance = match interrupt.delivery_mode {
-                        DeliveryMode::ExtInt => self.core.external(&interrupt),
-                        _ => self.core.deliver(&interrupt),
-                    };
-                    return session.state.delivered(pin, message, translated, acceptance);
-                }
-                Park::Elsewhere => return,
-                Park::Commit { generation } => {
-                    commits += 1;
-                    let since = self.core.table.put(self.gsi(pin), interrupt);
-                    drop(session);
-                    let published = self.core.publish(since);
-                    session = self.enter();
-                    match session.state.pins[usize::from(pin)].parked(generation, published) {
-                        Parked::Yes => session.state.chip.parked(pin, Some(interrupt)),
-                        Parked::Overtaken => return,
-                        Parked::Failed => {
-                            session.state.chip.parked(pin, None);
-                            self.put_off(session, pin);
-                            return;
-                        }
-                    }
-                    // In between the line may have fallen, the pin been masked, the message rewritten to another that
-                    // asks for the same interrupt, which was left to us, or its translation invalidated: look again.
-                    // Each further round was caused by a guest that changed something meanwhile, which it could do for ever.
+    fn attempt(&self, session: &mut Session<'_>, pin: u8) -> Left {
+        let Some(message) = session.state.chip.due(pin) else { return Left::Nothing };
+        let translated = session.translation.translate(&message);
+        let interrupt = match translated {
+            Ok(Translation { target: Target::Interrupt(interrupt), .. }) => interrupt,
+            // Who waits for it is called with no lock held, and a pin's line is.
+            Ok(Translation { target: Target::Event(_), .. }) => {
+                Counters::count(&self.core.counters.dropped);
+                session.state.delivered(pin, &message, &translated, Acceptance::Refused);
+                return Left::Nothing;
+            }
+            Err(why) => {
+                self.core.refused(&*session.translation, &message, why);
+                session.state.delivered(pin, &message, &translated, Acceptance::Refused);
+                return Left::Nothing;
+            }
+        };
+        let parks = session.state.parks(pin, &interrupt);
+        let port = &mut session.state.pins[usize::from(pin)];
+        if parks {
+            match port.parking {
+                Parking::Parked(parked) if parked == interrupt => {}
+                Parking::Committing(coming) if coming == interrupt => return Left::Nothing,
+                Parking::Unparked | Parking::Committing(_) | Parking::Parked(_) => return Left::Commit(interrupt),
+            }
+        } else if port.unpark() {
+            // Nothing is in service, or nothing would be due.
+            self.core.table.release(self.gsi(pin));
+            session.state.chip.parked(pin, None);
+        }
+        let acceptance = match interrupt.delivery_mode {
+            DeliveryMode::ExtInt => self.core.external(&interrupt),
+            _ => self.core.deliver(&interrupt),
+        };
+        session.state.delivered(pin, &message, &translated, acceptance);
+        Left::Nothing
+    }
+
+    /// Does what an [attempt](Self::attempt) has left.
+    #[inline(always)]
+    fn finish(self: &Arc<Self>, session: Session<'_>, pin: u8, left: Left) {
+        match left {
+            Left::Nothing => {}
+            Left::Commit(interrupt) => self.commit_and_attempt(session, pin, interrupt),
+        }
+    }
+
+    /// Parks the route of `interrupt` and attempts again.
+    #[cold]
+    fn commit_and_attempt<'a>(self: &'a Arc<Self>, mut session: Session<'a>, pin: u8, mut interrupt: Interrupt) {
+        for _ in 0..COMMITS {
+            let generation = session.state.pins[usize::from(pin)].commits(interrupt);
+            let since = self.core.table.put(self.gsi(pin), interrupt);
+            drop(session);
+            let published = self.core.publish(since);
+            session = self.enter();
+            match session.state.pins[usize::from(pin)].parked(generation, published) {
+                Parked::Yes => session.state.chip.parked(pin, Some(interrupt)),
+                Parked::Overtaken => return,
+                Parked::Failed => {
+                    session.state.chip.parked(pin, None);
+                    break;
                 }
             }
+            // In between the line may have fallen, the pin been masked, the message rewritten to another that
+            // asks for the same interrupt, which was left to us, or its translation invalidated: look again.
+            // Each further round was caused by a guest that changed something meanwhile, which it could do for ever.
+            match self.attempt(&mut session, pin) {
+                Left::Nothing => return,
+                Left::Commit(another) => interrupt = another,
+            }
         }
+        self.put_off(session, pin);
     }
 
     /// Leaves it to the dispatcher to try `pin` again in a while. Whether it will.
@@ -396,7 +418,8 @@ impl IoapicPort {
             later => {
                 (port.asked, port.later) = (false, None);
                 if later.is_some() {
-                    self.attempt(session, pin);
+                    let left = self.attempt(&mut session, pin);
+                    self.finish(session, pin, left);
                 }
             }
         }
@@ -443,8 +466,8 @@ impl State {
     fn delivered(
         &mut self,
         pin: u8,
-        message: Message,
-        translated: Result<Translation, Refusal>,
+        message: &Message,
+        translated: &Result<Translation, Refusal>,
         acceptance: Acceptance,
     ) {
         self.chip.delivered(pin, message, translated, acceptance);
@@ -458,24 +481,11 @@ impl State {
 }
 
 impl PinPort {
-    /// Whether it would take a commit that nobody makes yet.
-    fn is_news(&self, interrupt: Interrupt) -> bool {
-        match self.parking {
-            Parking::Unparked => true,
-            Parking::Committing(known) | Parking::Parked(known) => known != interrupt,
-        }
-    }
-
-    fn park(&mut self, interrupt: Interrupt) -> Park {
-        match self.parking {
-            Parking::Parked(parked) if parked == interrupt => Park::Ready,
-            Parking::Committing(coming) if coming == interrupt => Park::Elsewhere,
-            _ => {
-                self.parking = Parking::Committing(interrupt);
-                self.generation += 1;
-                Park::Commit { generation: self.generation }
-            }
-        }
+    /// A commit of this route is on its way: its generation.
+    const fn commits(&mut self, interrupt: Interrupt) -> u64 {
+        self.parking = Parking::Committing(interrupt);
+        self.generation += 1;
+        self.generation
     }
 
     /// The pin needs no route. Returns whether it had one, or was about to.

@@ -193,12 +193,12 @@ impl Vector {
             }
             Err(why) => {
                 self.core.refused(&*remapper, &message, why);
-                state.sent(why.into(), Acceptance::Refused);
+                state.sent(why, Acceptance::Refused);
                 return state;
             }
             Ok(Target::Event(event)) => event,
         };
-        state.sent(Target::Event(event).into(), Acceptance::Accepted);
+        state.sent(Target::Event(event), Acceptance::Accepted);
         state.stats.delivered += 1;
         drop(state);
         drop(remapper);
@@ -594,19 +594,23 @@ impl State {
         None
     }
 
+    #[inline(always)]
     fn deliver(&mut self, core: &Core, interrupt: &Interrupt) {
         let acceptance = core.deliver(interrupt);
         if acceptance == Acceptance::Accepted {
             self.stats.delivered += 1;
         }
-        self.sent(Outcome::Interrupt(*interrupt), acceptance);
+        self.sent(interrupt, acceptance);
     }
 
     /// The message went out.
     #[inline]
-    fn sent(&mut self, outcome: Outcome, acceptance: Acceptance) {
-        let (outcome, acceptance, signal) = (Some(outcome), Some(acceptance), Some(Sent::Message(self.message)));
-        self.push(move || VectorStep::Signal { outcome, acceptance, signal });
+    fn sent(&mut self, outcome: impl Into<Outcome>, acceptance: Acceptance) {
+        let message = &self.message;
+        self.tape.push(move || {
+            let (outcome, signal) = (Some(outcome.into()), Some(Sent::Message(*message)));
+            Step::Vector(VectorStep::Signal { outcome, acceptance: Some(acceptance), signal })
+        });
     }
 
     #[inline]

@@ -145,6 +145,12 @@ impl Outcome {
     }
 }
 
+impl From<&Interrupt> for Outcome {
+    fn from(interrupt: &Interrupt) -> Self {
+        Self::Interrupt(*interrupt)
+    }
+}
+
 impl From<Target> for Outcome {
     fn from(target: Target) -> Self {
         match target {

@@ -54,10 +54,10 @@ impl Tape {
     }
 
     /// Called with the machine's lock held. The step is only put together if somebody records.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, step: impl FnOnce() -> Step) {
         if let Some(track) = &mut self.track {
-            track.push(step);
+            track.push(step());
         }
     }
 }
@@ -75,13 +75,13 @@ impl Tape {
 
 #[cfg(feature = "record")]
 impl Track {
-    /// Out of the way of those that do not record, the making of the step included.
+    /// Out of the way of those that do not record.
     #[cold]
     #[inline(never)]
-    fn push(&mut self, step: impl FnOnce() -> Step) {
+    fn push(&mut self, step: Step) {
         // A step that is lost leaves its number behind.
         let number = self.next;
         self.next += 1;
-        self.shared.push(self.machine, number, step());
+        self.shared.push(self.machine, number, step);
     }
 }

@@ -82,14 +82,14 @@ impl Taped<Ioapic> {
     pub(crate) fn delivered(
         &mut self,
         pin: u8,
-        message: Message,
-        translated: Result<Translation, Refusal>,
+        message: &Message,
+        translated: &Result<Translation, Refusal>,
         acceptance: Acceptance,
     ) {
         self.machine.delivered(pin, acceptance);
         let step = move || {
-            let outcome = Outcome::of(&translated);
-            IoapicStep::Deliver { pin, outcome, acceptance, message: Some(message) }
+            let outcome = Outcome::of(translated);
+            IoapicStep::Deliver { pin, outcome, acceptance, message: Some(*message) }
         };
         self.tape.push(move || Step::Ioapic(step()));
     }
