@@ -417,7 +417,8 @@ fn a_vector_delivers_its_newest_message() {
     assert_eq!(error.to_string(), "vector 2 of 2: the last is 1");
 }
 
-/// A backend whose kernel finds an event in whatever it attaches: it injects that, and leaves the count, as Linux does.
+/// A backend whose kernel finds an event in whatever it attaches: it injects that, and leaves the count, as Linux does. Nor does
+/// it read what is left when it detaches, as Linux 6.18 does.
 struct Injects(Arc<Recorder>);
 
 impl Hypervisor for Injects {
