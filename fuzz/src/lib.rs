@@ -1,4 +1,4 @@
-//! One target for each surface that a guest can touch.
+//! One target for each surface that a guest can touch, and one for the recordings that a stranger may send.
 //!
 //! A target is a function that takes bytes, makes accesses and events of them, and panics when what the part answers is
 //! not what it must be: each has an oracle, a second account of the part's state or of the rule that it follows. The
@@ -10,6 +10,7 @@ pub mod lapic;
 pub mod msi;
 pub mod msix;
 pub mod pic;
+pub mod recording;
 pub mod snapshots;
 pub mod vtd;
 
@@ -19,13 +20,14 @@ use arbitrary::{Arbitrary, Unstructured};
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("fabric", fabric::run),
     ("ioapic", ioapic::run),
     ("lapic", lapic::run),
     ("msi", msi::run),
     ("msix", msix::run),
     ("pic", pic::run),
+    ("recording", recording::run),
     ("snapshots", snapshots::run),
     ("vtd", vtd::run),
 ];

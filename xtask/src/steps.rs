@@ -32,6 +32,8 @@ pub fn all() -> Vec<Step> {
         Step { name: "model", work: model },
         Step { name: "fuzz-bounded", work: |live| cargo("fuzz-bounded", live, &[&FUZZ_FMT, &FUZZ_CLIPPY, &FUZZ]) },
         Step { name: "docs", work: docs },
+        Step { name: "deny", work: deny },
+        Step { name: "deny-advisories", work: deny_advisories },
         Step { name: "run-kvm", work: |live| on_kvm("run-kvm", live, &[&KVM, &KVM]) },
         Step { name: "run-sim", work: |live| cargo("run-sim", live, &[&SIM, &SIM]) },
         Step { name: "replay-kvm", work: |live| on_kvm("replay-kvm", live, &[&RECORD_KVM, &REPLAY_KVM]) },
@@ -47,6 +49,8 @@ const FUZZ_FMT: [&str; 4] = ["fmt", "--manifest-path", "fuzz/Cargo.toml", "--che
 const FUZZ_CLIPPY: [&str; 9] =
     ["clippy", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target", "--all-targets", "--", "-D", "warnings"];
 const FUZZ: [&str; 5] = ["test", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target"];
+const DENY: [&str; 2] = ["deny", "--locked"];
+const DENY_FUZZ: [&str; 6] = ["deny", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--config", "deny.toml"];
 const KVM: [&str; 6] = ["run", "--release", "--", "run", "--count", "100000"];
 const SIM: [&str; 8] = ["run", "--release", "--", "run", "--count", "100000", "--backend", "sim"];
 
@@ -95,6 +99,42 @@ fn docs(live: &Live) -> Outcome {
     commands("docs", live, vec![command])
 }
 
+/// Licences, sources and duplicates of what both workspaces depend on; `deny.toml` has the rules.
+fn deny(live: &Live) -> Outcome {
+    let check = ["check", "--hide-inclusion-graph", "licenses", "bans", "sources"];
+    no_cargo_deny()
+        .unwrap_or_else(|| cargo("deny", live, &[&[&DENY[..], &check].concat(), &[&DENY_FUZZ[..], &check].concat()]))
+}
+
+/// Known vulnerabilities, by a database that is somewhere else: where it cannot be reached nothing was checked.
+fn deny_advisories(live: &Live) -> Outcome {
+    if let Some(missing) = no_cargo_deny() {
+        return missing;
+    }
+    let fetch = ["fetch", "db"];
+    if let Err(error) = try_commands("deny-advisories", live, vec![cargo_command(&[&DENY[..], &fetch].concat())]) {
+        let why = format!("{error:#}");
+        let why = why.lines().find_map(|line| line.strip_prefix("fatal: ")).unwrap_or("cargo deny fetch db failed");
+        return Outcome::Skipped(Unavailable {
+            reason: format!("advisories were not checked, their database cannot be had: {why}"),
+            enable: "cargo deny fetch db, with a network that reaches the database".into(),
+        });
+    }
+    let check = ["check", "advisories"];
+    cargo("deny-advisories", live, &[&[&DENY[..], &check].concat(), &[&DENY_FUZZ[..], &check].concat()])
+}
+
+/// To compile it takes longer than all steps that need no testbed: that is left to whoever wants it.
+fn no_cargo_deny() -> Option<Outcome> {
+    let output = cargo_command(&["deny", "--version"]).output();
+    (!output.is_ok_and(|output| output.status.success())).then(|| {
+        Outcome::Skipped(Unavailable {
+            reason: "cargo-deny is not installed".into(),
+            enable: "cargo install --locked cargo-deny".into(),
+        })
+    })
+}
+
 fn on_kvm(step: &str, live: &Live, runs: &[&[&str]]) -> Outcome {
     // A folder entry alone proves nothing: the open fails without permission, or where the module is absent.
     if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
@@ -107,12 +147,13 @@ fn on_kvm(step: &str, live: &Live, runs: &[&[&str]]) -> Outcome {
 }
 
 fn cargo(step: &str, live: &Live, runs: &[&[&str]]) -> Outcome {
-    let command = |args: &&[&str]| {
-        let mut command = workspace::cargo();
-        command.args(*args);
-        command
-    };
-    commands(step, live, runs.iter().map(command).collect())
+    commands(step, live, runs.iter().map(|args| cargo_command(args)).collect())
+}
+
+fn cargo_command(args: &[&str]) -> Command {
+    let mut command = workspace::cargo();
+    command.args(args);
+    command
 }
 
 /// Runs the commands in order; the first that fails ends the step.

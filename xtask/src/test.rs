@@ -9,10 +9,10 @@ use std::process::ExitCode;
 
 /// Run every check of the project.
 ///
-/// Steps: formatting, clippy for all feature combinations, unit and documentation tests, the fuzz targets on
-/// bounded input, the documentation itself, `irqfabric run` on this machine's KVM and in simulation, and the
-/// testbed's scenarios (stock KVM and stock Linux guests under QEMU). What a machine cannot run is SKIPPED,
-/// with the reason and the command that would enable it. Logs are in target/xtask/.
+/// Steps: formatting, clippy for all feature combinations, unit and documentation tests, the models, the fuzz targets
+/// on bounded input, the documentation itself, the licences and sources of dependencies, `irqfabric run` on this
+/// machine's KVM and in simulation, and the testbed's scenarios (stock KVM and stock Linux guests under QEMU). What a
+/// machine cannot run is SKIPPED, with the reason and the command that would enable it. Logs are in target/xtask/.
 #[derive(clap::Args)]
 pub struct Args {
     /// Leave out the scenarios that need the testbed

@@ -4,16 +4,17 @@ mod common;
 
 use common::{Call, Guest, LEVEL, MASKED, REMOTE_IRR, Recorder, entry};
 use irqfabric::chip::ioapic::Ioapic;
-use irqfabric::fabric::{BuildError, Fabric, GsiError, IOAPIC_ADDRESS};
-use irqfabric::hv::Route;
+use irqfabric::fabric::{BuildError, Fabric, GsiError, IOAPIC_ADDRESS, Promotion};
+use irqfabric::hv::{Capacity, HvError, Hypervisor, Route};
 use irqfabric::line::Level;
-use irqfabric::msg::{DestinationFormat, Interrupt, Masking, Message, RequesterId, Trigger};
+use irqfabric::msg::{Acceptance, DestinationFormat, Interrupt, Masking, Message, RequesterId, Trigger};
 use irqfabric::pci::Changed;
 use irqfabric::pci::msix::Msix;
 use irqfabric::remap::{Cookie, Entries, ExtDest, Fault, Refusal, Remapper, Translation, Untranslated};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use vmm_sys_util::eventfd::EventFd;
 
 fn fabric() -> (Fabric, Arc<Recorder>) {
     let recorder = Recorder::new();
@@ -414,6 +415,45 @@ fn a_vector_delivers_its_newest_message() {
     assert_eq!((vectors[0].stats().signalled, vectors[0].stats().delivered), (3, 2));
     let error = vectors.program(2, 0, 0).unwrap_err();
     assert_eq!(error.to_string(), "vector 2 of 2: the last is 1");
+}
+
+/// A backend whose kernel finds an event in whatever it attaches: it injects that, and leaves the count, as Linux does. Nor does
+/// it read what is left when it detaches, as Linux 6.18 does.
+struct Injects(Arc<Recorder>);
+
+impl Hypervisor for Injects {
+    fn start(&self, pins: u32) -> Result<Capacity, HvError> {
+        self.0.start(pins)
+    }
+
+    fn deliver(&self, interrupt: &Interrupt) -> Result<Acceptance, HvError> {
+        self.0.deliver(interrupt)
+    }
+
+    fn commit(&self, routes: &[Route]) -> Result<(), HvError> {
+        self.0.commit(routes)
+    }
+
+    fn attach(&self, _: u32, eventfd: &EventFd) -> Result<(), HvError> {
+        eventfd.write(1).map_err(|source| HvError::Call { call: "write", source })
+    }
+}
+
+#[test]
+fn what_the_kernel_injected_as_it_attached_an_eventfd_is_no_event_once_it_is_detached() {
+    let recorder = Recorder::with_irqfds();
+    let builder = Fabric::builder(Injects(recorder.clone())).promotion(Promotion::Prefill);
+    let fabric = builder.ioapic(Ioapic::default()).build().unwrap();
+    let vectors = fabric.msi_vectors(RequesterId(8), 1);
+    vectors[0].eventfd().unwrap();
+    vectors.program(0, 0xfee0_0000, 0x41).unwrap();
+    for _ in 0..2 {
+        assert!(vectors[0].is_hot());
+        vectors.set_masking([0], Masking::Masked).unwrap();
+        assert!(!vectors.pending(0), "a ghost");
+        vectors.set_masking([0], Masking::Unmasked).unwrap();
+    }
+    assert_eq!(recorder.take_vectors(), [0; 0]);
 }
 
 #[test]

@@ -284,6 +284,17 @@ fn what_is_no_recording_is_refused_with_the_line_and_the_reason() {
     assert!(matches!(problem(state.as_bytes()), (2, Problem::State(_))));
 }
 
+#[test]
+fn what_is_wrong_with_a_file_is_told_without_its_control_characters() {
+    let unknown = "{\"irqfabric-recording\":1}\n{\"machine\":0,\"begins\":{\"\\u001b[2J\\n\u{9b}\":0}}\n";
+    let version = "{\"irqfabric-recording\":\"\u{7f}\"}\n";
+    for (text, shown) in [(unknown, "\\u{1b}[2J\\n\\u{9b}"), (version, "version \"\\u{7f}\"")] {
+        let (_, problem) = problem(text.as_bytes());
+        let said = problem.to_string();
+        assert!(said.contains(shown) && !said.contains(char::is_control), "{said:?}");
+    }
+}
+
 /// Takes so many bytes.
 struct Full(usize);
 

@@ -10,8 +10,8 @@
 //! Every model runs with the kernel's worker at once and as late as can be, and with a commit and a detach as
 //! what `settle` finds cheaper.
 //!
-//! *Bounded:* three threads preempt each other at most [`PREEMPTIONS`] times, two about a pin [`PREEMPTIONS_OF_PINS`], two about a
-//! vector as often as they can; `LOOM_MAX_PREEMPTIONS` sets another bound for all. A dispatcher's turn is one event; `side_by_side` stays on its thread. *Not seen by loom:* the counters (statistics), `Arc`'s counts, and
+//! *Bounded:* three threads preempt each other at most [`PREEMPTIONS`] times, two about a pin or a unit's queue [`PREEMPTIONS_OF_PINS`],
+//! two about a vector as often as they can; `LOOM_MAX_PREEMPTIONS` sets another bound for all. A dispatcher's turn is one event; `side_by_side` stays on its thread. *Not seen by loom:* the counters (statistics), `Arc`'s counts, and
 //! `OnceLock`s, which are set before the threads start.
 //!
 //! ```text
@@ -45,7 +45,7 @@ use std::time::{Duration, Instant};
 /// How often threads preempt each other in a model of three; LOOM_MAX_PREEMPTIONS overrides it.
 const PREEMPTIONS: usize = 2;
 
-/// And in one of two about a pin, whose registers take many steps to write.
+/// And in one of two about a pin or a unit, whose registers take many steps to write.
 const PREEMPTIONS_OF_PINS: usize = 4;
 
 // The machine.

@@ -8,6 +8,7 @@ use super::step::{Begins, Step};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::{self, BufRead, Write};
 
 /// The version that is written, and the one that is read.
@@ -36,7 +37,7 @@ pub enum Problem {
     #[error("this is no recording: it does not begin with {{\"irqfabric-recording\":1}}")]
     NotARecording,
     /// It was written by another version.
-    #[error("this is a recording of version {0}; this program reads version {VERSION}")]
+    #[error("this is a recording of version {}; this program reads version {VERSION}", printable(.0))]
     Version(Value),
     /// The last line is missing.
     #[error("the recording is cut: its last line, with the number of its records, is missing")]
@@ -53,7 +54,7 @@ pub enum Problem {
     #[error("something follows the last line")]
     Trailing,
     /// It is no line of a recording.
-    #[error("{0}")]
+    #[error("{}", printable(.0))]
     Malformed(String),
     /// A step of a machine that has not begun.
     #[error("machine {0} has not begun")]
@@ -279,6 +280,12 @@ fn from<T: for<'a> Deserialize<'a>>(value: Value) -> Result<T, Problem> {
 fn malformed(error: &serde_json::Error) -> Problem {
     // Each line is a text of its own.
     Problem::Malformed(error.to_string().replace(" at line 1 column ", ", column "))
+}
+
+/// What is said of a stranger's file goes to a terminal, and is one line.
+fn printable(text: impl Display) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.to_string().chars().map(shown).collect()
 }
 
 struct Lines<R> {

@@ -18,6 +18,8 @@ struct Lines {
     /// Its resample is read by nobody else.
     pair: crate::sync::Mutex<Option<LineEventfds>>,
     trigger: EventFd,
+    /// Holds the line beside the machine's.
+    neighbour: LineSource,
     /// A device has lowered its own source, whose interrupt may be in service still.
     let_go: AtomicBool,
 }
@@ -34,9 +36,10 @@ impl Lines {
         });
         let pair = machine.fabric.line_eventfds(0, "device").unwrap();
         let trigger = pair.trigger().try_clone().unwrap();
+        let neighbour = line.source("neighbour");
         entry(&machine, 0x10, LEVEL | u32::from(ENTRY));
         let (pair, let_go) = (crate::sync::Mutex::new(Some(pair)), AtomicBool::new(false));
-        Self { machine, line, resampling, pair, trigger, let_go }
+        Self { machine, line, resampling, pair, trigger, neighbour, let_go }
     }
 
     fn end(&self) {
@@ -80,6 +83,7 @@ impl Lines {
         self.turn();
         self.judge();
         self.machine.source.lower();
+        self.neighbour.lower();
         while self.pin().0 {
             self.end();
         }
@@ -134,7 +138,7 @@ fn drop_pair(lines: &Lines) {
     lines.let_go.store(true, Relaxed);
     // From here on it holds nothing, whatever the dispatcher is at.
     let stats = lines.line.stats();
-    assert_eq!(stats.len(), 3, "the source is gone");
+    assert_eq!(stats.len(), 4, "the source is gone");
 }
 
 fn end(lines: &Lines) {
@@ -170,6 +174,11 @@ fn resampling_held(lines: &Lines) {
 fn both_held(lines: &Lines) {
     held(lines);
     resampling_held(lines);
+}
+
+fn held_by_two(lines: &Lines) {
+    held(lines);
+    lines.neighbour.raise();
 }
 
 fn triggered(lines: &Lines) {
@@ -231,6 +240,7 @@ line_models! {
     raise_plain_raise_and_end: served, raise | raise_resampling | end;
     raise_raise_and_end: served, raise_resampling | raise_other_resampling | end;
     raise_lower_and_end: held, raise_resampling | lower | end;
+    lower_beside_end_and_mask_unmask: held_by_two, lower | end | mask_unmask;
     raise_end_and_mask: served, raise_resampling | end | mask;
     raise_end_and_mask_unmask: served, raise_resampling | end | mask_unmask;
     raise_other_end_and_mask: resampling_held, raise_other_resampling | end | mask;

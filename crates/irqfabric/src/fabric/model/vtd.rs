@@ -115,6 +115,12 @@ fn move_by_queue(unit: &Unit) {
     }
 }
 
+/// The device goes on when the guest has seen that it is done, or has not.
+fn move_then_fire(unit: &Unit) {
+    move_by_queue(unit);
+    fire(unit);
+}
+
 fn move_by_table(unit: &Unit) {
     unit.write64(0xb8, OTHER_TABLE | 1 << 11);
     unit.write(0x18, QIE | IRE | SIRTP);
@@ -142,7 +148,8 @@ fn cool_down(unit: &Unit) {
 }
 
 fn unit(begin: Option<UnitAct>, threads: &'static [UnitAct]) {
-    explore(Some(PREEMPTIONS), move |variant| {
+    let preemptions = if threads.len() > 2 { PREEMPTIONS } else { PREEMPTIONS_OF_PINS };
+    explore(Some(preemptions), move |variant| {
         let unit = Arc::new(Unit::new(variant));
         if let Some(begin) = begin {
             begin(&unit);
@@ -166,6 +173,11 @@ fn move_and_fire() {
 #[test]
 fn move_and_signal() {
     unit(Some(cool_down), &[move_by_queue, signal]);
+}
+
+#[test]
+fn move_then_fire_and_write_register() {
+    unit(None, &[move_then_fire, write_register]);
 }
 
 #[test]

@@ -242,6 +242,28 @@ fn detaching_and_attaching_neither_loses_nor_doubles() {
 }
 
 #[test]
+fn what_an_eventfd_held_when_it_was_attached_is_delivered_and_leaves_no_ghost() {
+    let machine = Setup::default().build();
+    let vectors = machine.vectors(1);
+    machine.heat(&vectors, 0);
+    for _ in 0..50 {
+        vectors.set_masking([0], Masking::Masked).unwrap();
+        let before = vectors[0].stats().signalled;
+        machine.fire(&vectors, 0);
+        eventually(|| (vectors[0].stats().signalled > before).then_some(()));
+        // The dispatcher looks away by now: this one stays.
+        machine.fire(&vectors, 0);
+        vectors.set_masking([0], Masking::Unmasked).unwrap();
+        // Detaching waits for what the kernel injects.
+        vectors.set_masking([0], Masking::Masked).unwrap();
+        assert!(!vectors.pending(0), "a ghost of an event that was delivered");
+        assert_eq!(take(&machine.vcpu), [0x40]);
+        vectors.set_masking([0], Masking::Unmasked).unwrap();
+        assert_eq!(take(&machine.vcpu), [0; 0]);
+    }
+}
+
+#[test]
 fn masking_and_unmasking_a_hot_vector_commits_nothing() {
     let machine = Setup::default().build();
     let vectors = machine.vectors(1);
