@@ -1,13 +1,15 @@
-//! The project's chores: `cargo xtask test`, `fuzz`, `coverage`, `testbed …` and `figures`.
+//! The project's chores: `cargo xtask test`, `fuzz`, `coverage`, `mutants`, `testbed …` and `figures`.
 //!
 //! `test` runs everything that decides whether the tree is good, from formatting to stock Linux guests. `fuzz` runs the
-//! fuzz targets for as long as one likes; `coverage` counts the guest-facing lines that the tests run. `testbed` prepares
-//! and runs the machines for the tests with Linux: a stock Debian kernel under QEMU's TCG has a real `/dev/kvm`, so they
-//! need no hardware virtualization; they work on any x86-64 Debian machine. `figures` measures what the README shows.
+//! fuzz targets for as long as one likes; `coverage` counts the guest-facing lines that the tests run, and `mutants` the
+//! small changes to them that the tests notice. `testbed` prepares and runs the machines for the tests with Linux: a
+//! stock Debian kernel under QEMU's TCG has a real `/dev/kvm`, so they need no hardware virtualization; they work on any
+//! x86-64 Debian machine. `figures` measures what the README shows.
 
 mod coverage;
 mod figures;
 mod fuzz;
+mod mutants;
 mod process;
 mod report;
 mod scenarios;
@@ -35,6 +37,8 @@ enum Chore {
     Fuzz(fuzz::Args),
     /// Measure which lines of the guest-facing modules the tests run; the exit status is 0 unless they are too few
     Coverage(coverage::Args),
+    /// Change the guest-facing modules' code and see whether their unit tests notice; the exit status is 0 if they do
+    Mutants(mutants::Args),
     /// Stock KVM and stock Linux guests on any machine, without hardware virtualization
     #[command(subcommand)]
     Testbed(testbed::command::Command),
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Chore::Test(args) => test::run(&args),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Coverage(args) => coverage::run(&args),
+        Chore::Mutants(args) => mutants::run(&args),
         Chore::Testbed(command) => testbed::command::run(command),
         Chore::Figures => figures::run().map(|()| ExitCode::SUCCESS),
     });
