@@ -80,6 +80,53 @@ fn an_ioapic_has_1_to_120_pins() {
 }
 
 #[test]
+fn a_chip_is_what_it_was_made() {
+    let chip = Ioapic::new(120).unwrap().with_id(0x1b).with_version(Version::V11).with_requester(RequesterId(7));
+    let state = chip.save();
+    assert_eq!((chip.pins(), chip.id()), (120, 0xb));
+    assert_eq!((state.version, state.requester, state.id), (Version::V11, RequesterId(7), 0xb));
+}
+
+#[test]
+fn a_chip_of_edges_only_forgets_its_levels_and_takes_none() {
+    let mut chip = Ioapic::default();
+    program(&mut chip, 4, 0x31 | LEVEL);
+    program(&mut chip, 5, 0x41 | LEVEL);
+    assert!(chip.set(4, Level::High));
+    raise(&mut chip, 5);
+    let mut chip = chip.with_edges_only();
+    assert_eq!((entry(&mut chip, 4), entry(&mut chip, 5)), (0x31, 0x41));
+    assert_eq!((deliver(&mut chip, 4), chip.in_service()), (None, PinSet::EMPTY));
+    assert_eq!(raise(&mut chip, 4), Some(0x31), "the line counts as low");
+    program(&mut chip, 6, 0x51 | LEVEL);
+    assert_eq!(entry(&mut chip, 6), 0x51);
+    assert_eq!((raise(&mut chip, 6), raise(&mut chip, 6)), (Some(0x51), None));
+}
+
+#[test]
+fn a_pins_vector_and_trigger_mode_are_its_entrys() {
+    let mut chip = Ioapic::default();
+    for (bits, trigger) in [(0x41, Trigger::Edge), (0x42 | LEVEL, Trigger::Level), (0x43 | NMI | LEVEL, Trigger::Edge)]
+    {
+        program(&mut chip, 5, bits);
+        assert_eq!((chip.vector(5), chip.trigger(5)), (Some(bits as u8), Some(trigger)));
+    }
+    assert_eq!(chip.trigger(24), None);
+}
+
+#[test]
+fn a_set_of_pins_gives_them_from_the_lowest_on() {
+    let mut pins: PinSet = [127, 3, 64, 3].into_iter().collect();
+    assert_eq!(format!("{pins:?}"), "{3, 64, 127}");
+    assert!(pins.eq([3, 64, 127]));
+    pins.remove(64);
+    assert!(pins.contains(127) && !pins.contains(64) && !pins.is_empty());
+    assert!([3, 127].into_iter().all(|pin| pins.next() == Some(pin)));
+    assert!(pins.is_empty() && pins.next().is_none());
+    assert_eq!([128, 255].into_iter().collect::<PinSet>(), PinSet::EMPTY);
+}
+
+#[test]
 fn the_last_entry_of_120_pins_is_reached_at_index_ff() {
     let mut chip = Ioapic::new(120).unwrap();
     program(&mut chip, 119, 0xab00_0000_0000_0055);
