@@ -337,8 +337,15 @@ fn in_x2apic_mode_reserved_bits_fault_and_change_nothing() {
 #[test]
 fn in_x2apic_mode_status_bits_are_ignored() {
     let mut lapic = x2apic(1);
-    assert_eq!(lapic.write_msr(0x835, 1 << 12 | 1 << 14 | 0x31), Ok(None));
-    assert_eq!(lapic.read_msr(0x835), Ok(0x31));
+    for msr in 0x832..=0x837 {
+        assert_eq!(lapic.write_msr(msr, 1 << 12 | 0x31), Ok(None), "{msr:#x}: delivery status");
+        assert_eq!(lapic.read_msr(msr), Ok(0x31));
+        let is_pin = matches!(msr, 0x835 | 0x836);
+        assert_eq!(lapic.write_msr(msr, 1 << 14 | 0x31).is_ok(), is_pin, "{msr:#x}: remote IRR");
+        assert_eq!(lapic.read_msr(msr), Ok(0x31));
+    }
+    assert!(matches!(lapic.write_msr(0x830, 1 << 12 | 0x31), Ok(Some(Effect::Ipi { .. }))));
+    assert_eq!(lapic.read_msr(0x830), Ok(0x31));
 }
 
 #[test]
