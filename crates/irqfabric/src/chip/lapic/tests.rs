@@ -938,11 +938,12 @@ fn a_state_that_cannot_be_is_refused_and_changes_nothing() {
 
 #[test]
 fn bits_that_no_register_has_are_dropped() {
-    let state = LapicState { svr: !0, ldr: !0, lvt: [!0; 6], esr: !0, icr: !0, ..xapic(1).save() };
+    let state = LapicState { svr: !0, ldr: !0, dfr: 0, lvt: [!0; 6], esr: !0, icr: !0, ..xapic(1).save() };
     let mut lapic = Lapic::new(1);
     lapic.restore(&state).unwrap();
     assert_eq!(lapic.get(SVR), 0x3ff);
     assert_eq!(lapic.get(LDR), 0xff00_0000);
+    assert_eq!(lapic.get(DFR), 0x0fff_ffff, "reserved bits read as ones");
     assert_eq!(lapic.get(LVT_TIMER), 0x0003_00ff);
     assert_eq!(lapic.get(ESR), 0xe0);
     assert_eq!(lapic.get(ICR), 0x000c_cfff);
