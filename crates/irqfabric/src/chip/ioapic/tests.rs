@@ -436,6 +436,15 @@ fn an_entry_becomes_the_message_that_it_describes() {
 }
 
 #[test]
+fn a_level_is_asserted_and_an_edge_is_not() {
+    let mut chip = Ioapic::default();
+    for (bits, data) in [(0x61, 0x0061), (0x61 | LEVEL, 0xc061), (NMI | LEVEL, 0x0400)] {
+        program(&mut chip, 9, bits);
+        assert_eq!(chip.programmed(9).map(|message| message.data), Some(data));
+    }
+}
+
+#[test]
 fn a_remappable_entry_passes_its_handle_through() {
     let mut chip = Ioapic::default();
     // VT-d 5.1.5.1: handle[14:0] in 63:49, format in 48, handle[15] in 11; delivery mode 0.
