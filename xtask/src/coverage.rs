@@ -96,9 +96,7 @@ struct Tools {
 
 /// Tools that read what this rustc's LLVM writes, or what this machine lacks.
 fn tools() -> Result<Tools, Unavailable> {
-    let mut cov = workspace::cargo();
-    cov.args(["llvm-cov", "--version"]);
-    if output(cov).is_none() {
+    if !workspace::has_subcommand("llvm-cov") {
         return Err(Unavailable {
             reason: "cargo-llvm-cov is not installed".into(),
             enable: "cargo install cargo-llvm-cov".into(),

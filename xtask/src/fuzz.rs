@@ -74,20 +74,15 @@ fn targets() -> Result<Vec<String>> {
 
 /// What this machine lacks.
 fn missing() -> Option<Unavailable> {
-    let runs = |mut command: Command| {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|end| end.success())
-    };
-    let mut fuzz = workspace::cargo();
-    fuzz.args(["fuzz", "--version"]);
-    if !runs(fuzz) {
+    if !workspace::has_subcommand("fuzz") {
         return Some(Unavailable {
             reason: "cargo-fuzz is not installed".into(),
             enable: "cargo install cargo-fuzz".into(),
         });
     }
     let mut compiler = Command::new(workspace::tool("CXX", "c++"));
-    compiler.arg("--version");
-    (!runs(compiler)).then(|| Unavailable {
+    compiler.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    (!compiler.status().is_ok_and(|end| end.success())).then(|| Unavailable {
         reason: "libFuzzer needs a C++ compiler, and there is none".into(),
         enable: "sudo apt-get install g++".into(),
     })

@@ -1,15 +1,16 @@
-//! The project's chores: `cargo xtask test`, `fuzz`, `coverage`, `bugs`, `testbed …` and `figures`.
+//! The project's chores: `cargo xtask test`, `fuzz`, `coverage`, `mutants`, `bugs`, `testbed …` and `figures`.
 //!
 //! `test` runs everything that decides whether the tree is good, from formatting to stock Linux guests. `fuzz` runs the
-//! fuzz targets for as long as one likes; `coverage` counts the guest-facing lines that the tests run; `bugs` sees whether
-//! the tests find deliberate mistakes. `testbed` prepares and runs the machines for the tests with Linux: a stock Debian
-//! kernel under QEMU's TCG has a real `/dev/kvm`, so they need no hardware virtualization; they work on any x86-64 Debian
-//! machine. `figures` measures what the README shows.
+//! fuzz targets for as long as one likes; `coverage` counts the guest-facing lines that the tests run, `mutants` the small
+//! changes to them that the tests notice, and `bugs` sees whether the tests find deliberate mistakes. `testbed` prepares and
+//! runs the machines for the tests with Linux: a stock Debian kernel under QEMU's TCG has a real `/dev/kvm`, so they need no
+//! hardware virtualization; they work on any x86-64 Debian machine. `figures` measures what the README shows.
 
 mod bugs;
 mod coverage;
 mod figures;
 mod fuzz;
+mod mutants;
 mod process;
 mod report;
 mod scenarios;
@@ -39,6 +40,8 @@ enum Chore {
     Coverage(coverage::Args),
     /// Put deliberate bugs into a copy of the tree; the exit status is 0 when all that ran were found
     Bugs(bugs::Args),
+    /// Change the guest-facing modules' code and see whether their unit tests notice; the exit status is 0 if they do
+    Mutants(mutants::Args),
     /// Stock KVM and stock Linux guests on any machine, without hardware virtualization
     #[command(subcommand)]
     Testbed(testbed::command::Command),
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Coverage(args) => coverage::run(&args),
         Chore::Bugs(args) => bugs::run(&args),
+        Chore::Mutants(args) => mutants::run(&args),
         Chore::Testbed(command) => testbed::command::run(command),
         Chore::Figures => figures::run().map(|()| ExitCode::SUCCESS),
     });

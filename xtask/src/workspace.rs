@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Moves the testbed's cache out of the workspace, for machines that keep it between clones.
 pub const CACHE_VARIABLE: &str = "IRQFABRIC_TESTBED_CACHE";
@@ -35,6 +35,13 @@ pub fn cargo() -> Command {
         }
     }
     cargo
+}
+
+/// Whether cargo has a subcommand of this name that somebody has installed.
+pub fn has_subcommand(name: &str) -> bool {
+    let mut command = cargo();
+    command.args([name, "--version"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|end| end.success())
 }
 
 /// The tool that this environment variable names, or else the one of that name on the path.

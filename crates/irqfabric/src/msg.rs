@@ -342,19 +342,22 @@ impl Interrupt {
 mod tests {
     use super::*;
 
+    use DeliveryMode::{ExtInt, Fixed, Init, LowestPriority, Nmi, Smi};
+
     fn every_kind() -> impl Iterator<Item = Interrupt> {
-        let modes = (0..8).filter_map(DeliveryMode::from_bits);
-        modes.flat_map(|delivery_mode| {
+        [Fixed, LowestPriority, Smi, Nmi, Init, ExtInt].into_iter().flat_map(|delivery_mode| {
             [DestinationMode::Physical, DestinationMode::Logical].into_iter().flat_map(move |destination_mode| {
                 [RedirectionHint::All, RedirectionHint::Any].into_iter().flat_map(move |redirection_hint| {
                     [Trigger::Edge, Trigger::Level].into_iter().filter_map(move |trigger| {
-                        (trigger == Trigger::Edge || delivery_mode.has_vector()).then_some(Interrupt {
-                            destination_mode,
-                            redirection_hint,
-                            delivery_mode,
-                            trigger,
-                            ..Interrupt::default()
-                        })
+                        (trigger == Trigger::Edge || matches!(delivery_mode, Fixed | LowestPriority)).then_some(
+                            Interrupt {
+                                destination_mode,
+                                redirection_hint,
+                                delivery_mode,
+                                trigger,
+                                ..Interrupt::default()
+                            },
+                        )
                     })
                 })
             })
@@ -395,6 +398,13 @@ mod tests {
                 assert_eq!(as_kvm_reads(address, data), sent);
             }
         }
+    }
+
+    #[test]
+    fn a_level_is_asserted_and_an_edge_is_not() {
+        let edge = Interrupt { vector: 0x31, ..Interrupt::default() };
+        let level = Interrupt { trigger: Trigger::Level, ..edge };
+        assert_eq!([edge, level].map(|interrupt| interrupt.encode().1), [0x0031, 0xc031]);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 mod spec;
 
 use crate::line::Level;
-use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Message, RequesterId, Trigger, WINDOW_START};
+use crate::msg::{Acceptance, DeliveryMode, DestinationMode, Message, MsiAddress, MsiData, RequesterId, Trigger};
 use spec::{RedirectionEntry, Register};
 use std::fmt;
 
@@ -261,9 +261,9 @@ impl Ioapic {
     /// interrupt of every pin [concerned](Self::ending), and returns them.
     pub fn end_of_interrupt(&mut self, vector: u8) -> PinSet {
         let ending = self.ending(vector);
-        ending.for_each(|pin| {
-            let _ = self.end(pin, vector);
-        });
+        for entry in self.entries.iter_mut().filter(|entry| entry.ends_with(vector)) {
+            entry.set_remote_irr(false);
+        }
         ending
     }
 
@@ -272,15 +272,14 @@ impl Ioapic {
     /// It goes by the entry's vector field as it is now, as on silicon: under interrupt remapping Linux keeps
     /// the pin's number there.
     pub fn ending(&self, vector: u8) -> PinSet {
-        let concerned = |entry: &RedirectionEntry| entry.remote_irr() && entry.vector() == vector;
-        (0..).zip(&self.entries).filter(|(_, entry)| concerned(entry)).map(|(pin, _)| pin).collect()
+        (0..).zip(&self.entries).filter(|(_, entry)| entry.ends_with(vector)).map(|(pin, _)| pin).collect()
     }
 
     /// Ends the interrupt of one pin, if an end of `vector` concerns it still: clears its remote IRR. Whether it did.
     #[must_use]
     pub fn end(&mut self, pin: u8, vector: u8) -> bool {
         let Some(entry) = self.entries.get_mut(usize::from(pin)) else { return false };
-        let ends = entry.remote_irr() && entry.vector() == vector;
+        let ends = entry.ends_with(vector);
         if ends {
             entry.set_remote_irr(false);
         }
@@ -472,7 +471,7 @@ impl FromIterator<u8> for PinSet {
 
 impl fmt::Debug for PinSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(*self).finish()
+        f.debug_set().entries((0..128).filter(|pin| self.contains(*pin))).finish()
     }
 }
 

@@ -260,6 +260,13 @@ mod tests {
     }
 
     #[test]
+    fn disable_and_status_are_the_bits_that_the_specification_gives_them() {
+        let mut intx = Intx::default();
+        assert_eq!((intx.set(Level::High), intx.write_command(0x0400)), (Level::High, Level::Low));
+        assert_eq!((intx.command(), intx.status()), (0x0400, 0x0008));
+    }
+
+    #[test]
     fn a_function_that_sends_messages_does_not_drive_its_pin() {
         let mut intx = Intx::default();
         assert_eq!(intx.use_signalling(Signalling::Messages), Level::Low);

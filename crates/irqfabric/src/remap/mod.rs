@@ -142,3 +142,75 @@ impl<R: Remapper + ?Sized> Remapper for std::sync::Arc<R> {
         (**self).is_fixed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    /// Says what it was asked, and blocks everything.
+    #[derive(Default)]
+    struct Witness(Mutex<Vec<String>>);
+
+    const FAULT: Fault = Fault { reason: 0x22, cookie: Some(Cookie(3)), silent: false };
+
+    impl Remapper for Witness {
+        fn translate(&self, message: &Message) -> Result<Translation, Refusal> {
+            self.0.lock().unwrap().push(format!("translate {:#x}", message.address));
+            Err(Refusal::Blocked(FAULT))
+        }
+
+        fn record(&self, message: &Message, fault: Fault, send: &dyn Fn(&Interrupt)) {
+            self.0.lock().unwrap().push(format!("record {:#x} {:#x}", message.address, fault.reason));
+            send(&Interrupt::default());
+        }
+
+        fn raise(&self, Event(number): Event) {
+            self.0.lock().unwrap().push(format!("raise {number}"));
+        }
+    }
+
+    /// Asks for everything that changes nothing by itself; how often it was asked to send.
+    fn ask(remapper: &dyn Remapper) -> usize {
+        let message = Message { address: 0xfee0_1000, data: 0x31, ..Message::default() };
+        let sent = Mutex::new(0);
+        assert_eq!(remapper.translate(&message), Err(Refusal::Blocked(FAULT)));
+        remapper.record(&message, FAULT, &|_| *sent.lock().unwrap() += 1);
+        remapper.raise(Event(7));
+        sent.into_inner().unwrap()
+    }
+
+    #[test]
+    fn a_shared_remapper_is_asked_for_everything() {
+        let witness = Arc::new(Witness::default());
+        assert_eq!(ask(&Arc::clone(&witness)), 1);
+        assert_eq!(*witness.0.lock().unwrap(), ["translate 0xfee01000", "record 0xfee01000 0x22", "raise 7"]);
+    }
+
+    #[test]
+    fn a_remapper_is_not_fixed_unless_it_says_so() {
+        assert!(!Witness::default().is_fixed());
+        assert!(!Arc::new(Witness::default()).is_fixed());
+        assert!(Untranslated.is_fixed() && ExtDest.is_fixed());
+        assert!(Arc::new(Untranslated).is_fixed());
+        assert!(XenPirq::new(Untranslated, drop::<u32>).is_fixed());
+        assert!(!XenPirq::new(Witness::default(), drop::<u32>).is_fixed());
+    }
+
+    #[test]
+    fn a_fault_is_recorded_by_the_remapper_that_xens_is_put_around() {
+        let witness = Arc::new(Witness::default());
+        let xen = XenPirq::new(Arc::clone(&witness), |pirq| assert_eq!(pirq, 7));
+        assert_eq!(ask(&xen), 1);
+        assert_eq!(*witness.0.lock().unwrap(), ["translate 0xfee01000", "record 0xfee01000 0x22"]);
+    }
+
+    #[test]
+    fn a_range_covers_the_cookies_in_it_and_all_covers_what_has_none() {
+        let range = Entries::Range(Cookie(3)..=Cookie(5));
+        for (cookie, covered) in [(None, false), (Some(2), false), (Some(3), true), (Some(5), true), (Some(6), false)] {
+            assert_eq!(range.covers(cookie.map(Cookie)), covered, "{cookie:?}");
+            assert!(Entries::All.covers(cookie.map(Cookie)));
+        }
+    }
+}

@@ -81,22 +81,20 @@ impl RedirectionEntry {
 
     /// The trigger mode that counts: NMI, SMI, INIT and ExtINT are edges whatever the bit says.
     pub(super) fn trigger_mode(self) -> Trigger {
-        const EDGES: u8 = 1 << DeliveryMode::Smi as u8
-            | 1 << DeliveryMode::Nmi as u8
-            | 1 << DeliveryMode::Init as u8
-            | 1 << DeliveryMode::ExtInt as u8;
-        if self.is_mode_of(EDGES) { Trigger::Edge } else { self.trigger() }
+        match DeliveryMode::from_bits(self.delivery_mode()) {
+            Some(mode) if !mode.has_vector() => Trigger::Edge,
+            _ => self.trigger(),
+        }
     }
 
     /// Not while it is masked, nor with a reserved delivery mode (the field means nothing in a remappable entry).
     pub(super) fn sends(self) -> bool {
-        const RESERVED: u8 = 1 << 3 | 1 << 6;
-        !self.masked() && (self.remappable() || !self.is_mode_of(RESERVED))
+        !self.masked() && (self.remappable() || DeliveryMode::from_bits(self.delivery_mode()).is_some())
     }
 
-    /// Whether the delivery mode is in a set of encodings: this is asked several times an access.
-    fn is_mode_of(self, set: u8) -> bool {
-        set.wrapping_shr(self.delivery_mode().into()) & 1 != 0
+    /// Whether an end of `vector` is the end of its interrupt.
+    pub(super) fn ends_with(self, vector: u8) -> bool {
+        self.remote_irr() && self.vector() == vector
     }
 
     pub(super) fn half(self, half: Half) -> u32 {
@@ -129,13 +127,18 @@ impl RedirectionEntry {
     /// The plain swizzle of an entry into a message: 63:48 → address 19:4, 11 → address 2, 10:8 → data 10:8.
     /// It serves the remappable format as well (VT-d 5.1.5.1).
     pub(super) fn message(self, requester: RequesterId) -> Message {
-        let bits = self.into_bits();
-        let level = u64::from(self.trigger_mode() == Trigger::Level);
-        Message {
-            address: WINDOW_START | bits >> 48 << 4 | u64::from(self.destination_mode().into_bits()) << 2,
+        let trigger = self.trigger_mode();
+        let address = MsiAddress::new()
+            .with_destination(self.destination())
+            .with_extended_destination(self.extended_destination())
+            .with_remappable(self.remappable())
+            .with_destination_mode(self.destination_mode());
+        let data = MsiData::new()
+            .with_vector(self.vector())
+            .with_delivery_mode(self.delivery_mode())
             // Level assert goes with level trigger, as the data sheet's bus message has it.
-            data: ((bits & 0x7ff | level << 14 | level << 15) & 0xffff) as u32,
-            requester,
-        }
+            .with_assert(trigger == Trigger::Level)
+            .with_trigger(trigger);
+        Message { address: address.into_bits().into(), data: data.into_bits(), requester }
     }
 }

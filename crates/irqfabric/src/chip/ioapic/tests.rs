@@ -80,6 +80,53 @@ fn an_ioapic_has_1_to_120_pins() {
 }
 
 #[test]
+fn a_chip_is_what_it_was_made() {
+    let chip = Ioapic::new(120).unwrap().with_id(0x1b).with_version(Version::V11).with_requester(RequesterId(7));
+    let state = chip.save();
+    assert_eq!((chip.pins(), chip.id()), (120, 0xb));
+    assert_eq!((state.version, state.requester, state.id), (Version::V11, RequesterId(7), 0xb));
+}
+
+#[test]
+fn a_chip_of_edges_only_forgets_its_levels_and_takes_none() {
+    let mut chip = Ioapic::default();
+    program(&mut chip, 4, 0x31 | LEVEL);
+    program(&mut chip, 5, 0x41 | LEVEL);
+    assert!(chip.set(4, Level::High));
+    raise(&mut chip, 5);
+    let mut chip = chip.with_edges_only();
+    assert_eq!((entry(&mut chip, 4), entry(&mut chip, 5)), (0x31, 0x41));
+    assert_eq!((deliver(&mut chip, 4), chip.in_service()), (None, PinSet::EMPTY));
+    assert_eq!(raise(&mut chip, 4), Some(0x31), "the line counts as low");
+    program(&mut chip, 6, 0x51 | LEVEL);
+    assert_eq!(entry(&mut chip, 6), 0x51);
+    assert_eq!((raise(&mut chip, 6), raise(&mut chip, 6)), (Some(0x51), None));
+}
+
+#[test]
+fn a_pins_vector_and_trigger_mode_are_its_entrys() {
+    let mut chip = Ioapic::default();
+    for (bits, trigger) in [(0x41, Trigger::Edge), (0x42 | LEVEL, Trigger::Level), (0x43 | NMI | LEVEL, Trigger::Edge)]
+    {
+        program(&mut chip, 5, bits);
+        assert_eq!((chip.vector(5), chip.trigger(5)), (Some(bits as u8), Some(trigger)));
+    }
+    assert_eq!(chip.trigger(24), None);
+}
+
+#[test]
+fn a_set_of_pins_gives_them_from_the_lowest_on() {
+    let mut pins: PinSet = [127, 3, 64, 3].into_iter().collect();
+    assert_eq!(pins.take(4).collect::<Vec<_>>(), [3, 64, 127]);
+    assert_eq!(format!("{pins:?}"), "{3, 64, 127}");
+    pins.remove(64);
+    assert!(pins.contains(127) && !pins.contains(64) && !pins.is_empty());
+    assert!([3, 127].into_iter().all(|pin| pins.next() == Some(pin)));
+    assert!(pins.is_empty() && pins.next().is_none());
+    assert_eq!([128, 255].into_iter().collect::<PinSet>(), PinSet::EMPTY);
+}
+
+#[test]
 fn the_last_entry_of_120_pins_is_reached_at_index_ff() {
     let mut chip = Ioapic::new(120).unwrap();
     program(&mut chip, 119, 0xab00_0000_0000_0055);
@@ -313,6 +360,21 @@ fn a_pin_that_becomes_level_while_its_line_is_high_is_due_and_its_old_edge_is_no
 }
 
 #[test]
+fn an_edge_that_waits_survives_a_write_but_not_that_its_pin_becomes_level() {
+    let mut chip = Ioapic::default();
+    program(&mut chip, 5, 0x41);
+    assert!(chip.set(5, Level::High));
+    program(&mut chip, 5, 0x0300_0000_0000_0042);
+    assert_eq!(chip.due(5).map(|message| message.data), Some(0x42));
+    let mut restored = Ioapic::restore(&chip.save()).unwrap();
+    assert_eq!(deliver(&mut restored, 5), Some(0x42), "nor is it lost with the machine");
+    lower(&mut chip, 5);
+    program(&mut chip, 5, 0x42 | LEVEL);
+    program(&mut chip, 5, 0x42);
+    assert_eq!(chip.due(5), None);
+}
+
+#[test]
 fn the_polarity_bit_is_kept_and_changes_nothing() {
     let mut chip = Ioapic::default();
     program(&mut chip, 5, 0x41 | LEVEL | LOW_ACTIVE);
@@ -374,6 +436,15 @@ fn an_entry_becomes_the_message_that_it_describes() {
 }
 
 #[test]
+fn a_level_is_asserted_and_an_edge_is_not() {
+    let mut chip = Ioapic::default();
+    for (bits, data) in [(0x61, 0x0061), (0x61 | LEVEL, 0xc061), (NMI | LEVEL, 0x0400)] {
+        program(&mut chip, 9, bits);
+        assert_eq!(chip.programmed(9).map(|message| message.data), Some(data));
+    }
+}
+
+#[test]
 fn a_remappable_entry_passes_its_handle_through() {
     let mut chip = Ioapic::default();
     // VT-d 5.1.5.1: handle[14:0] in 63:49, format in 48, handle[15] in 11; delivery mode 0.
@@ -405,7 +476,7 @@ fn a_saved_state_that_no_chip_can_have_is_refused_or_cleaned() {
     let mut chip = restore(&IoapicState { pins, ..good.clone() }).unwrap();
     assert_eq!(entry(&mut chip, 0) & (REMOTE_IRR | 1 << 12 | 0x0000_ffff_fffe_0000), 0);
     let pins = vec![PinState { entry: 0x41 | LEVEL, level: Level::Low, edge: true }];
-    assert_eq!(restore(&IoapicState { pins, ..good }).unwrap().due(0), None);
+    assert!(!restore(&IoapicState { pins, ..good }).unwrap().save().pins[0].edge);
 }
 
 #[test]

@@ -126,6 +126,7 @@ fn after_power_up_it_is_in_xapic_mode_and_software_disabled() {
 fn only_the_processor_with_id_0_is_the_bootstrap_processor() {
     assert_eq!(Lapic::new(0).read_msr(IA32_APIC_BASE), Ok(PAGE | EN | 1 << 8));
     assert_eq!(Lapic::new(1).read_msr(IA32_APIC_BASE), Ok(PAGE | EN));
+    assert!(Lapic::new(0).is_bootstrap_processor() && !Lapic::new(1).is_bootstrap_processor());
 }
 
 #[test]
@@ -336,8 +337,15 @@ fn in_x2apic_mode_reserved_bits_fault_and_change_nothing() {
 #[test]
 fn in_x2apic_mode_status_bits_are_ignored() {
     let mut lapic = x2apic(1);
-    assert_eq!(lapic.write_msr(0x835, 1 << 12 | 1 << 14 | 0x31), Ok(None));
-    assert_eq!(lapic.read_msr(0x835), Ok(0x31));
+    for msr in 0x832..=0x837 {
+        assert_eq!(lapic.write_msr(msr, 1 << 12 | 0x31), Ok(None), "{msr:#x}: delivery status");
+        assert_eq!(lapic.read_msr(msr), Ok(0x31));
+        let is_pin = matches!(msr, 0x835 | 0x836);
+        assert_eq!(lapic.write_msr(msr, 1 << 14 | 0x31).is_ok(), is_pin, "{msr:#x}: remote IRR");
+        assert_eq!(lapic.read_msr(msr), Ok(0x31));
+    }
+    assert!(matches!(lapic.write_msr(0x830, 1 << 12 | 0x31), Ok(Some(Effect::Ipi { .. }))));
+    assert_eq!(lapic.read_msr(0x830), Ok(0x31));
 }
 
 #[test]
@@ -688,6 +696,17 @@ fn the_arbitration_priority_counts_what_is_pending_too() {
 }
 
 #[test]
+fn the_arbitration_priority_has_a_subclass_only_where_the_task_is_above_everything_in_service() {
+    let mut lapic = xapic(1);
+    accept(&mut lapic, &[edge(0x35)]);
+    lapic.acknowledge();
+    for (tpr, expected) in [(0x2f, 0x30), (0x3f, 0x30), (0x41, 0x41)] {
+        lapic.set(TPR, tpr);
+        assert_eq!(lapic.arbitration_priority(), Some(expected), "{tpr:#x}");
+    }
+}
+
+#[test]
 fn a_software_disabled_one_takes_no_part_in_the_arbitration() {
     assert_eq!(Lapic::new(1).arbitration_priority(), None);
 }
@@ -832,6 +851,16 @@ fn reserved_delivery_modes_send_nothing() {
 }
 
 #[test]
+fn the_lowest_vector_that_can_be_sent_is_16() {
+    let mut lapic = x2apic(1);
+    let sent = |interrupt, shorthand| Ok(Some(Effect::Ipi { interrupt, shorthand }));
+    let to_processor_0 = ipi(0, PHYSICAL, DeliveryMode::Fixed, 16);
+    assert_eq!(lapic.write_msr(0x830, 16), sent(to_processor_0, DestinationShorthand::NoShorthand));
+    let to_itself = ipi(1, PHYSICAL, DeliveryMode::Fixed, 16);
+    assert_eq!(lapic.write_msr(0x83f, 16), sent(to_itself, DestinationShorthand::OnlySelf));
+}
+
+#[test]
 fn sending_a_vector_below_16_is_an_error() {
     let mut lapic = xapic(0);
     assert_eq!(lapic.set(ICR, 15), None);
@@ -853,6 +882,14 @@ fn errors_show_after_a_write_and_are_gone_after_the_next() {
     assert_eq!(lapic.take_errors(), RECEIVE_ILLEGAL_VECTOR | ILLEGAL_REGISTER_ADDRESS);
     assert_eq!(lapic.get(ESR), RECEIVE_ILLEGAL_VECTOR | ILLEGAL_REGISTER_ADDRESS);
     assert_eq!(lapic.take_errors(), 0);
+}
+
+#[test]
+fn an_error_that_is_detected_twice_is_one() {
+    let mut lapic = xapic(1);
+    lapic.get(0x40);
+    lapic.get(0x40);
+    assert_eq!(lapic.take_errors(), ILLEGAL_REGISTER_ADDRESS);
 }
 
 #[test]
@@ -901,11 +938,12 @@ fn a_state_that_cannot_be_is_refused_and_changes_nothing() {
 
 #[test]
 fn bits_that_no_register_has_are_dropped() {
-    let state = LapicState { svr: !0, ldr: !0, lvt: [!0; 6], esr: !0, icr: !0, ..xapic(1).save() };
+    let state = LapicState { svr: !0, ldr: !0, dfr: 0, lvt: [!0; 6], esr: !0, icr: !0, ..xapic(1).save() };
     let mut lapic = Lapic::new(1);
     lapic.restore(&state).unwrap();
     assert_eq!(lapic.get(SVR), 0x3ff);
     assert_eq!(lapic.get(LDR), 0xff00_0000);
+    assert_eq!(lapic.get(DFR), 0x0fff_ffff, "reserved bits read as ones");
     assert_eq!(lapic.get(LVT_TIMER), 0x0003_00ff);
     assert_eq!(lapic.get(ESR), 0xe0);
     assert_eq!(lapic.get(ICR), 0x000c_cfff);

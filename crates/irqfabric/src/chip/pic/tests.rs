@@ -278,6 +278,7 @@ fn ir0_goes_first_and_the_slave_between_ir1_and_ir3() {
     let mut taken = Vec::new();
     while let Some(vector) = take(&mut pic) {
         taken.push(vector);
+        assert!(taken.len() <= 5, "{taken:#x?}");
         if vector >= 0x38 {
             SLAVE.command(&mut pic, NON_SPECIFIC_EOI);
         }
@@ -407,6 +408,31 @@ fn in_auto_eoi_nothing_stays_in_service_and_a_high_level_comes_again() {
 }
 
 #[test]
+fn a_line_that_falls_with_its_automatic_end_leaves_no_request_behind() {
+    for input in [3, 7, 8, 12] {
+        let mut pic = initialized(AUTO_EOI, AUTO_EOI);
+        raise(&mut pic, input);
+        assert_eq!(take(&mut pic), Some(0x30 + input));
+        lower(&mut pic, input);
+        raise(&mut pic, input);
+        pic.ended(input, Level::Low);
+        assert_eq!((take(&mut pic), pic.save().master.high & 4), (None, 0), "input {input}");
+    }
+}
+
+#[test]
+fn a_level_that_stands_after_its_automatic_end_comes_again() {
+    for input in [5, 11] {
+        let mut pic = initialized(AUTO_EOI, AUTO_EOI);
+        pic.write(ELCR, &[0x20, 0x08]);
+        raise(&mut pic, input);
+        assert_eq!(take(&mut pic), Some(0x30 + input));
+        pic.ended(input, Level::High);
+        assert_eq!(take(&mut pic), Some(0x30 + input));
+    }
+}
+
+#[test]
 fn auto_eoi_rotates_while_it_is_told_to() {
     let mut pic = initialized(AUTO_EOI, 0);
     MASTER.command(&mut pic, ROTATE_IN_AUTO_EOI);
@@ -533,6 +559,41 @@ fn a_poll_of_the_slave_alone_takes_its_request_from_the_master() {
     raise(&mut pic, 12);
     assert_eq!(SLAVE.poll(&mut pic), 0x84);
     assert_eq!((pic.output(), MASTER.requests(&mut pic)), (Level::Low, 0));
+}
+
+#[test]
+fn an_acknowledgement_tells_the_line_it_is_of() {
+    for input in (0..16).filter(|input| *input != CASCADE) {
+        let mut pic = pic();
+        raise(&mut pic, input);
+        assert_eq!(pic.acknowledge_input(), Acknowledged { vector: 0x30 + input, input: Some(input) });
+        let cascade = if input < 8 { 0 } else { 1 << CASCADE };
+        assert_eq!(pic.in_service(), 1 << input | cascade);
+        assert_eq!(pic.acknowledge_input(), Acknowledged { vector: 0x37, input: None });
+    }
+    let mut pic = pic();
+    raise(&mut pic, 12);
+    lower(&mut pic, 12);
+    assert_eq!(pic.acknowledge_input(), Acknowledged { vector: 0x3f, input: None });
+}
+
+#[test]
+fn a_poll_tells_the_line_it_has_acknowledged() {
+    for input in (0..16).filter(|input| *input != CASCADE) {
+        let mut pic = pic();
+        raise(&mut pic, input);
+        let port = if input < 8 { MASTER } else { SLAVE };
+        let mut data = [0; 2];
+        assert_eq!(pic.read_acknowledging(port.0, &mut data), None, "a status is no poll");
+        port.command(&mut pic, POLL);
+        // The byte behind it is the mask, which acknowledges nothing and takes nothing back.
+        assert_eq!(pic.read_acknowledging(port.0, &mut data), Some(input));
+        assert_eq!(data, [0x80 | input & 7, 0]);
+    }
+    let mut pic = pic();
+    raise(&mut pic, 12);
+    MASTER.command(&mut pic, POLL);
+    assert_eq!(pic.read_acknowledging(MASTER.0, &mut [0]), None, "the cascade is no line's");
 }
 
 #[test]

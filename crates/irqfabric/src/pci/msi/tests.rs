@@ -179,6 +179,15 @@ fn an_address_is_a_multiple_of_four_and_as_wide_as_the_capability_says() {
 }
 
 #[test]
+fn a_register_that_is_left_out_takes_along_what_it_held() {
+    let mut msi = programmed();
+    let _ = msi.write(ADDRESS, &0x1_fee0_0000_u64.to_le_bytes());
+    let _ = write(&mut msi, MASK, 0xf);
+    assert_eq!(msi.clone().with_32_bit_address().vector(0).address, 0xfee0_0000);
+    assert_eq!(maskings(&msi.without_masking()), [Masking::Unmasked; 4]);
+}
+
+#[test]
 fn message_data_has_16_bits() {
     let mut msi = programmed();
     let _ = write(&mut msi, DATA, 0xffff_ffff);

@@ -102,6 +102,7 @@ fn a_layout_that_the_capability_cannot_express_is_refused() {
     for vectors in [0, 2049, u16::MAX] {
         assert_eq!(Msix::new(vectors, 0), Err(LayoutError::Vectors(vectors)));
     }
+    assert!(Msix::new(1, 5).is_ok());
     assert_eq!(Msix::new(1, 6), Err(LayoutError::Bar(6)));
     assert_eq!(Msix::with_layout(1, at(0, 0), at(7, 0)), Err(LayoutError::Bar(7)));
     assert_eq!(Msix::with_layout(1, at(0, 4), at(1, 0)), Err(LayoutError::Offset(4)));
@@ -133,7 +134,9 @@ fn a_vector_is_masked_by_its_own_bit_and_by_the_function_mask() {
     assert!(control(&mut msix, ENABLE | FUNCTION_MASK).eq(0..3));
     assert_eq!(maskings(&msix), [Masked; 3]);
     assert!(write(&mut msix, 1, VECTOR_CONTROL, 0).is_nothing(), "the function mask still holds it");
+    assert!(msix.is_enabled());
     assert!(control(&mut msix, FUNCTION_MASK).eq(0..3));
+    assert!(!msix.is_enabled());
     assert_eq!(maskings(&msix), [Disabled; 3]);
     assert!(control(&mut msix, 0).is_nothing(), "a function mask of a disabled function");
     assert!(control(&mut msix, ENABLE).eq(0..3));

@@ -149,6 +149,17 @@ fn after_remapping_was_off_faults_start_at_the_first_register_again() {
     assert_eq!(unit.recorded(), [(0x22, 5, DEVICE.0)]);
 }
 
+#[test]
+fn while_remapping_stays_on_each_fault_takes_the_next_register() {
+    let mut unit = Unit::xapic();
+    _ = unit.fire(&request(1));
+    unit.serve_faults();
+    unit.write32(GCMD, IRE | QIE | SIRTP);
+    unit.perform();
+    _ = unit.fire(&request(2));
+    assert_eq!(unit.read32(FSTS), PPF | 1 << 8);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Fire(u32),

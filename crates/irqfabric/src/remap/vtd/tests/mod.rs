@@ -150,13 +150,9 @@ impl Unit {
 
     /// Performs all there is to do, and says what it was.
     fn perform(&mut self) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        while let Some(effect) = self.next() {
-            if effect != Effect::Nothing {
-                effects.push(effect);
-            }
-        }
-        effects
+        let steps: Vec<_> = std::iter::from_fn(|| self.next()).take(1000).collect();
+        assert!(steps.len() < 1000, "there is no end to it");
+        steps.into_iter().filter(|effect| *effect != Effect::Nothing).collect()
     }
 
     fn put(&self, index: u64, entry: u128) {
@@ -194,6 +190,7 @@ impl Unit {
         }
         let mut place = u64::from(status >> 8 & 0xff);
         while self.read32(FRCD + 16 * place + 12) & MASKED != 0 {
+            assert!(served.len() < 8, "what is served is still pending");
             served.push((self.read32(FRCD + 16 * place + 12) as u8, (self.read64(FRCD + 16 * place) >> 48) as u16));
             self.write32(FRCD + 16 * place + 12, MASKED);
             place = (place + 1) % 8;

@@ -263,6 +263,18 @@ fn switched_off_and_on_the_queue_starts_from_the_beginning() {
 }
 
 #[test]
+fn a_command_that_leaves_the_queue_on_leaves_it_where_it_is() {
+    let mut unit = Unit::xapic();
+    unit.submit(&[wait(1), by_index(8, 0), wait(2)]);
+    let write = |data| Effect::Write { address: STATUS, data };
+    assert_eq!((unit.next(), unit.next()), (Some(write(1)), Some(Effect::Invalidate(cookies(8, 8)))));
+    unit.write32(GCMD, IRE | QIE | SIRTP);
+    assert_eq!(unit.read32(IQH), 16);
+    assert_eq!(unit.perform(), [Effect::Retranslate(unit.tables), write(2)]);
+    assert_eq!(unit.read32(IQH), 48);
+}
+
+#[test]
 fn a_full_ring_of_the_largest_size_takes_bounded_steps() {
     struct Endless(u128);
     impl Memory for Endless {
@@ -281,6 +293,7 @@ fn a_full_ring_of_the_largest_size_takes_bounded_steps() {
         let mut calls = 0;
         while unit.vtd.next(&mut unit.faults, &Endless(descriptor)).is_some() {
             calls += 1;
+            assert!(calls <= most);
         }
         assert_eq!(calls, most);
         assert_eq!(unit.read32(IQH), 0x7_fff0);
