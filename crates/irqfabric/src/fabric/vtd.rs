@@ -5,11 +5,12 @@
 //!
 //! **Who runs the queue.** Whoever writes a register performs what follows from it, unless somebody does so already: then
 //! that one finds it. Invalidations are performed with none of the three locks held, so registers can be read and written
-//! meanwhile; what the guest sees of an effect it sees when that has been performed. After [`TURN`] effects, or the first that
-//! ends later than [`LONG`] after the start, the rest is the dispatcher's, so much at a time and with the eventfds that are
-//! ready in between: a guest may ask for anything, and its vCPU must come back. What is left of a turn's length is the
-//! system calls of one invalidation: a commit, or a detach for each hot vector that lost its entry (4,000 of them take
-//! about a tenth of a second), and then a commit and a delivery for each level pin that it lets go.
+//! meanwhile; what the guest sees of an effect it sees when that has been performed. After [`TURN`] effects, and from an
+//! invalidation on that would begin later than [`LONG`] after the start, the rest is the dispatcher's, so much at a time and with
+//! the eventfds that are ready in between: a guest may ask for anything, and its vCPU must come back. What is left of a turn's
+//! length is the system calls of one invalidation: a commit, or a detach for each hot vector that lost its entry (4,000 of them
+//! take about a tenth of a second), and then a commit and a delivery for each level pin that it lets go. What tells the guest
+//! that it is over does not wait for another turn: the guest mostly waits for nothing else.
 
 use super::Inner;
 use super::core::Core;
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 /// merged; Linux asks for two effects at a time.
 const TURN: usize = 16;
 
-/// How long a turn goes on to another effect.
+/// How long a turn goes on to another invalidation.
 const LONG: Duration = Duration::from_millis(1);
 
 pub(crate) struct VtdPort {
@@ -69,7 +70,7 @@ impl VtdPort {
     pub(super) fn run(&self, fabric: &Arc<Inner>) {
         let others = std::mem::replace(&mut self.registers.lock().runs, true);
         if !others {
-            self.go_on(fabric);
+            self.go_on(fabric, Effect::Nothing);
         }
     }
 
@@ -82,16 +83,17 @@ impl VtdPort {
         (registers.vtd.save(), self.faults.lock().save())
     }
 
-    /// One turn. What is left is for the dispatcher; if there cannot be one, nobody else would do it.
-    fn go_on(&self, fabric: &Arc<Inner>) {
-        while self.turn(fabric) {
+    /// One turn, from this effect on. What is left is for the dispatcher; if there cannot be one, nobody else would do it.
+    fn go_on(&self, fabric: &Arc<Inner>, mut effect: Effect) {
+        while let Some(next) = self.turn(fabric, effect) {
+            effect = next;
             if let Ok(dispatcher) = Core::dispatcher(&fabric.core) {
                 let fabric = Arc::downgrade(fabric);
                 return dispatcher.at(Instant::now(), move || {
                     if let Some(fabric) = fabric.upgrade()
                         && let Some(unit) = &fabric.vtd
                     {
-                        unit.port.go_on(&fabric);
+                        unit.port.go_on(&fabric, effect);
                         fabric.ring();
                     }
                 });
@@ -99,25 +101,30 @@ impl VtdPort {
         }
     }
 
-    /// Returns whether there may be more.
-    fn turn(&self, fabric: &Inner) -> bool {
+    /// Returns the effect that the next turn begins with, if there may be more.
+    fn turn(&self, fabric: &Inner, mut effect: Effect) -> Option<Effect> {
         let stopwatch = Stopwatch::start();
         for _ in 0..TURN {
-            let Some(effect) = self.next(&fabric.core) else { return false };
-            match effect {
-                Effect::Retranslate(tables) => {
-                    *self.tables.write() = tables;
-                    fabric.invalidate(&Entries::All);
-                }
-                Effect::Invalidate(entries) => fabric.invalidate(&entries),
-                // Performed already.
-                Effect::Write { .. } | Effect::Send(_) | Effect::Nothing => {}
-            }
-            if stopwatch.elapsed() > LONG {
+            self.perform(fabric, effect);
+            effect = self.next(&fabric.core)?;
+            let is_short = matches!(effect, Effect::Write { .. } | Effect::Send(_) | Effect::Nothing);
+            if !is_short && stopwatch.elapsed() > LONG {
                 break;
             }
         }
-        true
+        Some(effect)
+    }
+
+    fn perform(&self, fabric: &Inner, effect: Effect) {
+        match effect {
+            Effect::Retranslate(tables) => {
+                *self.tables.write() = tables;
+                fabric.invalidate(&Entries::All);
+            }
+            Effect::Invalidate(entries) => fabric.invalidate(&entries),
+            // Performed already.
+            Effect::Write { .. } | Effect::Send(_) | Effect::Nothing => {}
+        }
     }
 
     /// The effect before it has been performed. What the guest is told by is performed here, before anybody can write the
