@@ -130,26 +130,72 @@ const FAULT_RECORDS: u32 = 0x220;
 const FAULT_RECORDS_END: u32 = FAULT_RECORDS + 16 * FAULT_REGISTERS as u32;
 const IOTLB: u32 = 0xf00;
 
-/// CAP_REG. No address width (SAGAW) is supported: Linux takes that for "no DMA translation" and uses the unit for
-/// interrupts only (`alloc_iommu` in `drivers/iommu/intel/dmar.c`, since 5.10). No caching mode: what is not present is
-/// not cached. SIRTP invalidates by itself (ESIRTPS).
-pub(super) const CAPABILITY: u64 = {
-    let maximum_guest_address_width = 48 - 1;
-    let fault_register_offset = FAULT_RECORDS as u64 / 16;
-    let fault_registers = FAULT_REGISTERS as u64 - 1;
-    let enhanced_set_interrupt_remap_table_pointer = 1;
-    maximum_guest_address_width << 16
-        | fault_register_offset << 24
-        | fault_registers << 40
-        | enhanced_set_interrupt_remap_table_pointer << 62
-};
+/// CAP_REG, as far as anything of it is not zero. No address width (SAGAW) is supported: Linux takes that for "no DMA
+/// translation" and uses the unit for interrupts only (`alloc_iommu` in `drivers/iommu/intel/dmar.c`, since 5.10). No
+/// caching mode: what is not present is not cached.
+#[bitfield(u64)]
+struct Capability {
+    __: u16,
+    /// MGAW: the guest's address width less one.
+    #[bits(6)]
+    maximum_guest_address_width: u8,
+    #[bits(2)]
+    __: u8,
+    /// FRO, in units of 16 bytes.
+    #[bits(10)]
+    fault_register_offset: u32,
+    #[bits(6)]
+    __: u8,
+    /// NFR: their number less one.
+    fault_registers: u8,
+    #[bits(14)]
+    __: u16,
+    /// ESIRTPS: SIRTP invalidates by itself.
+    enhanced_set_interrupt_remap_table_pointer: bool,
+    __: bool,
+}
 
-/// The largest mask that an interrupt entry cache invalidation may name (ECAP_REG.MHMV).
-const MAXIMUM_HANDLE_MASK: u64 = 15;
+pub(super) const CAPABILITY: u64 = Capability::new()
+    .with_maximum_guest_address_width(47)
+    .with_fault_register_offset(FAULT_RECORDS / 16)
+    .with_fault_registers(FAULT_REGISTERS - 1)
+    .with_enhanced_set_interrupt_remap_table_pointer(true)
+    .into_bits();
 
-/// ECAP_REG: coherent accesses to tables (C), queued invalidation (QI), interrupt remapping (IR), 32-bit destinations (EIM).
-pub(super) const EXTENDED_CAPABILITY: u64 =
-    1 | 1 << 1 | 1 << 3 | 1 << 4 | (IOTLB as u64 / 16) << 8 | MAXIMUM_HANDLE_MASK << 20;
+/// ECAP_REG, as far as anything of it is not zero.
+#[bitfield(u64)]
+struct ExtendedCapability {
+    /// C: accesses to tables are coherent.
+    coherent: bool,
+    /// QI.
+    queued_invalidation: bool,
+    __: bool,
+    /// IR.
+    interrupt_remapping: bool,
+    /// EIM: destinations have 32 bits.
+    extended_interrupt_mode: bool,
+    #[bits(3)]
+    __: u8,
+    /// IRO, in units of 16 bytes.
+    #[bits(10)]
+    iotlb_register_offset: u32,
+    #[bits(2)]
+    __: u8,
+    /// MHMV: the largest mask that an interrupt entry cache invalidation may name.
+    #[bits(4)]
+    maximum_handle_mask: u8,
+    #[bits(40)]
+    __: u64,
+}
+
+pub(super) const EXTENDED_CAPABILITY: u64 = ExtendedCapability::new()
+    .with_coherent(true)
+    .with_queued_invalidation(true)
+    .with_interrupt_remapping(true)
+    .with_extended_interrupt_mode(true)
+    .with_iotlb_register_offset(IOTLB / 16)
+    .with_maximum_handle_mask(15)
+    .into_bits();
 
 /// Bits of GCMD_REG and GSTS_REG, which lie alike.
 #[bitfield(u32)]

@@ -204,8 +204,11 @@ fn a_ring_that_points_nowhere_is_a_queue_error() {
 }
 
 #[test]
-fn a_tail_beyond_the_ring_is_a_queue_error() {
+fn a_tail_or_a_head_beyond_the_ring_is_a_queue_error() {
     let mut unit = Unit::xapic();
+    for place in 0..512 {
+        unit.descriptor(place, CONTEXT);
+    }
     for tail in [0x1000, 0x7_fff0] {
         unit.write32(IQT, tail);
         assert_eq!(unit.perform(), [Effect::Send(fault_event())]);
@@ -214,7 +217,19 @@ fn a_tail_beyond_the_ring_is_a_queue_error() {
         unit.write32(FSTS, IQE);
         assert_eq!(unit.perform(), []);
     }
-    // In a ring of the largest size it is the last descriptor's place.
+    // A ring that has become smaller.
+    unit.write64(IQA, RING | 1);
+    unit.write32(IQT, 0x1000);
+    assert_eq!((unit.perform(), unit.read32(IQH)), (vec![], 0x1000));
+    unit.write64(IQA, RING);
+    unit.write32(IQT, 0x10);
+    assert_eq!(unit.perform(), [Effect::Send(fault_event())]);
+    assert_eq!((unit.read32(FSTS), unit.read32(IQH)), (IQE, 0x1000));
+}
+
+#[test]
+fn in_a_ring_of_the_largest_size_the_last_descriptor_has_the_largest_offset() {
+    let mut unit = Unit::xapic();
     unit.write64(IQA, RING | 7);
     unit.write32(IQT, 0x7_fff0);
     unit.descriptor(0, by_index(3, 0));

@@ -39,6 +39,16 @@ fn a_message_outside_the_window_is_no_interrupt_remapping_or_not() {
 }
 
 #[test]
+fn what_is_in_force_can_be_told_as_registers() {
+    assert_eq!(Unit::new().tables.registers(), (0, false, false));
+    let mut unit = Unit::enabled(TABLE | EIME | TABLE_SIZE);
+    assert_eq!(unit.tables.registers(), (TABLE | EIME | TABLE_SIZE, true, false));
+    unit.write32(GCMD, CFI);
+    unit.perform();
+    assert_eq!(unit.tables.registers(), (TABLE | EIME | TABLE_SIZE, false, true));
+}
+
+#[test]
 fn a_32_bit_destination_needs_extended_interrupt_mode() {
     let entry = ENTRY & !(0xffff_ffff << 32) | 0x8765_4321 << 32;
     let extended = Unit::enabled(TABLE | EIME | TABLE_SIZE);
