@@ -286,7 +286,9 @@ impl Pair {
             let taken = self.slave.acknowledge();
             Acknowledged { vector: self.slave.vector(taken), input: taken.map(|input| 8 + input as u8) }
         } else {
-            Acknowledged { vector: self.master.vector(taken), input: taken.map(|input| input as u8) }
+            // What comes in at the cascade is no line's.
+            let line = taken.map(|input| input as u8).filter(|input| *input != 2);
+            Acknowledged { vector: self.master.vector(taken), input: line }
         };
         self.settle(by_slave);
         answer

@@ -281,6 +281,20 @@ fn the_eoi_of_the_cascade_is_none_of_gsi_2() {
     assert_eq!((told.load(Relaxed), source.level()), (0, Level::High));
 }
 
+/// A master that was told to be alone answers for input 2 itself. The slave's wire is there all the same, and no line.
+#[test]
+fn a_master_without_a_slave_acknowledges_no_interrupt_of_gsi_2() {
+    let machine = Machine::new();
+    // ICW1 with SNGL, ICW2, ICW4 with AEOI.
+    machine.out(0x20, 0x13);
+    [MASTER, 3].iter().for_each(|word| machine.out(0x21, *word));
+    let (source, told) = machine.resampling(2);
+    source.raise();
+    machine.fabric.line(11).unwrap().source("disk").pulse();
+    assert_eq!(machine.take(0), Some(MASTER | 2));
+    assert_eq!((told.load(Relaxed), source.level()), (0, Level::High));
+}
+
 #[test]
 fn a_pin_in_extint_mode_interrupts_its_destination_with_the_pics_vector() {
     for destination in [1 << 56, 2 << 56 | LOGICAL] {

@@ -97,7 +97,7 @@ pub struct Pic {
 pub struct Acknowledged {
     /// The vector.
     pub vector: u8,
-    /// Whose it is; `None` for the default IR7.
+    /// Whose it is, if that is a line's: `None` for the default IR7, and for input 2 of a master that is to be alone.
     pub input: Option<u8>,
 }
 
@@ -193,8 +193,8 @@ impl Pic {
         let slave = input.is_some_and(|input| self.master.has_slave(input)).then(|| self.slave.acknowledge());
         self.settle(if slave.is_some() { Role::Slave } else { Role::Master });
         match slave {
-            Some((input, vector)) => Acknowledged { vector, input: input.map(|input| 8 | input.number()) },
-            None => Acknowledged { vector, input: input.map(Input::number) },
+            Some((input, vector)) => Acknowledged { vector, input: of_a_line(Role::Slave, input) },
+            None => Acknowledged { vector, input: of_a_line(Role::Master, input) },
         }
     }
 
@@ -253,11 +253,7 @@ impl Pic {
             Register::Data => return Some((chip.mask(), None)),
         };
         self.settle(role);
-        let input = input.map(|input| match role {
-            Role::Master => input.number(),
-            Role::Slave => 8 | input.number(),
-        });
-        Some((value, input.filter(|input| *input != CASCADE)))
+        Some((value, of_a_line(role, input)))
     }
 
     fn write_byte(&mut self, port: u16, value: u8) {
@@ -298,6 +294,15 @@ impl Pic {
         }
         self.master.settle();
     }
+}
+
+/// The pair's number for a chip's input, if a line can be there.
+fn of_a_line(role: Role, input: Option<Input>) -> Option<u8> {
+    let first = match role {
+        Role::Master => 0,
+        Role::Slave => 8,
+    };
+    input.map(|input| first | input.number()).filter(|input| *input != CASCADE)
 }
 
 impl Register {
