@@ -297,11 +297,10 @@ impl Controller {
         };
     }
 
-    /// An input whose mode changes has no edge waiting.
+    /// An input whose mode changes has no edge waiting: one that was level never had.
     pub(super) const fn write_elcr(&mut self, value: u8) {
-        let value = value & self.role.writable_elcr();
-        self.edges &= !(self.elcr ^ value);
-        self.elcr = value;
+        self.elcr = value & self.role.writable_elcr();
+        self.edges &= !self.elcr;
     }
 
     /// ICW1, and what follows automatically (data sheet, initialization command words).
