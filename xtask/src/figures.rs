@@ -11,6 +11,7 @@ const ROWS: &[&str] = &[
     "eventfd-cold",
     "edge-line",
     "level-line",
+    "line-eventfd",
     "eoi-low",
     "register-write",
     "linux-ioapic-setup",
@@ -19,6 +20,7 @@ const ROWS: &[&str] = &[
     "promotion-256",
     "invalidate-same-4000",
     "invalidate-256",
+    "invalidate-4000",
 ];
 
 const README: &str = "README.md";
