@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// Change the guest-facing modules in all the small ways there are, and see whether their unit tests notice.
 ///
-/// Needs cargo-mutants. About four seconds for each mutant on two cores, and there are some 1,500. Which mutants became what
+/// Needs cargo-mutants. A few seconds for each mutant on two cores, and there are some 1,350. Which mutants became what
 /// is in target/xtask/mutants/.
 #[derive(clap::Args)]
 pub struct Args {
