@@ -253,7 +253,7 @@ fn figures(value: f64) -> String {
 /// What is far below one reads better as a fraction.
 fn ratio(ratio: f64) -> String {
     match ratio {
-        nothing if nothing < 0.001 => "0.00".into(),
+        nothing if nothing < 0.0001 => "0.00".into(),
         small if small < 0.1 => format!("1/{:.0}", 1.0 / small),
         ratio => figures(ratio),
     }
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn figures_read_at_a_glance() {
         assert_eq!([5.04, 890_400.0, 1.76e9].map(duration), ["5.04 ns", "890 µs", "1.76 s"]);
-        assert_eq!([1.0, 0.025, 12.0, 0.0001].map(ratio), ["1.00", "1/40", "12.0", "0.00"]);
+        assert_eq!([1.0, 0.025, 12.0, 0.0004, 0.00001].map(ratio), ["1.00", "1/40", "12.0", "1/2500", "0.00"]);
         assert_eq!([0.0, 1.0, 3.02, 44_031.0].map(count), ["0", "1", "3.02", "44k"]);
         assert_eq!([900e3, 3.2e6].map(per_second), ["900 k/s", "3.20 M/s"]);
     }
