@@ -499,7 +499,8 @@ impl Vector {
         let (Some((eventfd, _)), Some(route)) = (self.eventfd.get(), &state.route) else { return false };
         match self.core.hypervisor.attach(route.gsi.number(), eventfd) {
             Ok(()) => {
-                // The kernel has injected what it found and left the count: a later detach would see a ghost.
+                // The kernel has injected what it found and left the count, which would come again once it is detached. Linux
+                // 6.18 reads it away itself as it detaches; nothing promises that.
                 let _ = eventfd.read();
                 true
             }
