@@ -143,7 +143,7 @@ fn judge(console: &Console, at_least: u64) -> Result<()> {
     Ok(())
 }
 
-/// The guest has judged each move: one late interrupt at the most, for what was on its way.
+/// The guest has judged each move; on average one interrupt came late at the most, for what was on its way.
 pub fn judge_wire(kind: &str, wire: &Wire, at_least: u64) -> Result<()> {
     let Wire { moves, stragglers, interrupts: _ } = *wire;
     ensure!(moves >= at_least, "{kind}: expected {at_least} moves in time, saw {moves}");
