@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 /// whole or in part, and never panics. Called with locks of the
 /// fabric held: it must not call back.
 pub trait Memory: Send + Sync {
-    /// Fills `data` from `address` on. Eight bytes at a multiple of eight are read at once: all of them as they were before
-    /// what a processor of the guest's stores there meanwhile in one piece, or all of them as after it.
+    /// Fills `data` from `address` on. Where both are words of eight bytes, `address` being a multiple of eight, each is read
+    /// at once: all of it as it was before what a processor of the guest's stores there meanwhile in one piece, or all of it
+    /// as after it.
     fn read(&self, address: u64, data: &mut [u8]) -> Result<(), OutsideMemory>;
 
     /// Stores `data` from `address` on.
@@ -32,10 +33,7 @@ impl<M: vm_memory::GuestMemory + Send + Sync> Memory for M {
     fn read(&self, address: u64, data: &mut [u8]) -> Result<(), OutsideMemory> {
         let (place, length) = (vm_memory::GuestAddress(address), data.len());
         // A slice is copied by words only if `data` happens to be aligned as well.
-        if let Ok(word) = <&mut [u8; 8]>::try_from(&mut *data)
-            && let Ok(found) = vm_memory::Bytes::load::<u64>(self, place, Ordering::Acquire)
-        {
-            *word = found.to_ne_bytes();
+        if length.is_multiple_of(WORD) && read_words(self, place, data).is_some() {
             return Ok(());
         }
         vm_memory::Bytes::read_slice(self, data, place).map_err(|_| OutsideMemory { address, length })
@@ -47,10 +45,42 @@ impl<M: vm_memory::GuestMemory + Send + Sync> Memory for M {
     }
 }
 
+/// In bytes.
+#[cfg(feature = "vm-memory")]
+const WORD: usize = size_of::<u64>();
+
+/// `None` where `place` is no multiple of a word, and where not all of it is memory.
+#[cfg(feature = "vm-memory")]
+fn read_words(memory: &impl vm_memory::GuestMemory, place: vm_memory::GuestAddress, data: &mut [u8]) -> Option<()> {
+    let slices = memory.get_slices(place, data.len(), vm_memory::Permissions::Read).ok()?;
+    let mut words = data.chunks_exact_mut(WORD);
+    for slice in slices {
+        let slice = slice.ok()?;
+        for (offset, word) in (0..slice.len()).step_by(WORD).zip(&mut words) {
+            let found: u64 = vm_memory::Bytes::load(&slice, offset, Ordering::Acquire).ok()?;
+            word.copy_from_slice(&found.to_ne_bytes());
+        }
+    }
+    Some(())
+}
+
 #[cfg(all(test, not(loom), feature = "vm-memory"))]
 mod tests {
     use super::*;
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    #[test]
+    fn words_are_read_across_two_regions_wherever_the_second_begins() {
+        for boundary in [0x1000, 0xffc] {
+            let ranges = [(GuestAddress(0), boundary as usize), (GuestAddress(boundary), 0x1000)];
+            let memory = GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap();
+            let expected: [u8; 24] = std::array::from_fn(|index| index as u8);
+            memory.write_slice(&expected, GuestAddress(0xff0)).unwrap();
+            let mut data = [0; 24];
+            Memory::read(&memory, 0xff0, &mut data).unwrap();
+            assert_eq!(data, expected, "{boundary:#x}");
+        }
+    }
 
     #[test]
     fn what_is_no_word_is_read_as_well_and_what_is_outside_is_not() {

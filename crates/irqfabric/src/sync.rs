@@ -5,7 +5,7 @@
 //!
 //! With `--cfg loom` they are loom's, eventfds are those of a [model of the kernel](kernel), and time stands still. `Arc`,
 //! `Weak`, `OnceLock` and most atomics stay std's: they are statistics, which order nothing, and the `OnceLock`s are set
-//! before a model's threads start. Flags that order something are [`AtomicBool`]s of this module.
+//! before a model's threads start. What orders something is an [`AtomicBool`] or [`AtomicU64`] of this module.
 
 #[cfg(loom)]
 pub(crate) mod kernel;
@@ -18,7 +18,7 @@ use std::sync as imp;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-pub(crate) use imp::atomic::AtomicBool;
+pub(crate) use imp::atomic::{AtomicBool, AtomicU64};
 pub(crate) use imp::{Condvar, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 #[cfg(loom)]
 pub(crate) use kernel::EventFd;

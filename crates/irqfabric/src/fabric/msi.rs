@@ -1,7 +1,7 @@
 //! Message vectors: a device's face to signal them, the guest's side to program them.
 
 use super::core::Core;
-use super::promotion::{prefill, settle, side_by_side};
+use super::promotion::{Left, prefill, settle, side_by_side};
 use super::report::VectorStats;
 use super::vector::Vector;
 use crate::line::EdgeInterrupt;
@@ -137,7 +137,7 @@ impl MsiVectors {
         let messages: Vec<_> =
             messages.map(|(index, message)| Ok((self.get(index)?, message))).collect::<Result<_, _>>()?;
         let remapper = self.core.translation.read();
-        let left: Vec<_> =
+        let left: Left<'_> =
             messages.iter().map(|&(vector, message)| (vector, vector.program(message, &*remapper))).collect();
         drop(remapper);
         settle(&self.core, left);

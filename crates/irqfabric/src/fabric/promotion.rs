@@ -3,7 +3,7 @@
 use super::core::{Core, Counters, Covered};
 use super::vector::{Reroute, Vector};
 use crate::remap::Entries;
-use crate::route::{Event, Gsi};
+use crate::route::{Event, Gsi, Since};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::Ordering;
@@ -172,32 +172,47 @@ fn evict(core: &Arc<Core>) -> Option<Gsi> {
     core.table.allocate()
 }
 
-/// Does what programming or invalidating left to be done: on return the kernel delivers by no route that says something
+/// What programming or invalidating vectors leaves to be done, once the locks are free.
+#[derive(Default)]
+pub(super) struct Left<'a> {
+    /// Without a translation.
+    gone: Vec<&'a Arc<Vector>>,
+    /// With another translation, which is in force with the edit `newest`.
+    stale: Vec<&'a Arc<Vector>>,
+    newest: Option<Since>,
+}
+
+impl<'a> FromIterator<(&'a Arc<Vector>, Reroute)> for Left<'a> {
+    fn from_iter<T: IntoIterator<Item = (&'a Arc<Vector>, Reroute)>>(changes: T) -> Self {
+        let mut left = Self::default();
+        for (vector, reroute) in changes {
+            match reroute {
+                Reroute::No => {}
+                Reroute::Detach => left.gone.push(vector),
+                Reroute::Yes(since) => {
+                    left.newest = left.newest.max(Some(since));
+                    left.stale.push(vector);
+                }
+            }
+        }
+        left
+    }
+}
+
+/// Does what is left: on return the kernel delivers by no route that says something
 /// old.
 ///
 /// What has no translation any more is detached first. What has another one is either brought up to date by one commit
 /// or detached, whichever is cheaper going by what commits and detaches have taken so far: detached vectors are
 /// promoted again when they fire.
-pub(super) fn settle<'a>(core: &Arc<Core>, left: impl IntoIterator<Item = (&'a Arc<Vector>, Reroute)>) {
-    let (mut gone, mut stale, mut newest) = (Vec::new(), Vec::new(), None);
-    for (vector, reroute) in left {
-        match reroute {
-            Reroute::No => {}
-            Reroute::Detach => gone.push(vector),
-            Reroute::Yes(since) => {
-                newest = newest.max(Some(since));
-                stale.push(vector);
-            }
-        }
-    }
+pub(super) fn settle(core: &Arc<Core>, left: Left<'_>) {
+    let Left { gone, stale, newest } = left;
     side_by_side(&gone, |vector| vector.detach(Event::Forget));
     let Some(newest) = newest else { return };
     let count = u32::try_from(stale.len()).unwrap_or(u32::MAX);
     if core.detach_cost.load().saturating_mul(count) < core.table.expected_commit() {
         side_by_side(&stale, |vector| vector.detach(Event::Evict));
-    } else if core.publish(newest) {
-        stale.iter().for_each(|vector| vector.rerouted(newest));
-    } else {
+    } else if !core.publish(newest) {
         side_by_side(&stale, |vector| vector.detach(Event::Forget));
     }
 }
@@ -208,11 +223,7 @@ pub(super) fn settle<'a>(core: &Arc<Core>, left: impl IntoIterator<Item = (&'a A
 pub(super) fn invalidate(core: &Arc<Core>, entries: &Entries) {
     let Some(remapper) = core.translation.write() else { return };
     let Covered { vectors, dropping } = core.cookies.covered(entries);
-    let left: Vec<_> = vectors
-        .iter()
-        .map(|vector| (vector, vector.invalidate(&*remapper)))
-        .filter(|(_, reroute)| *reroute != Reroute::No)
-        .collect();
+    let left: Left<'_> = vectors.iter().map(|vector| (vector, vector.invalidate(&*remapper))).collect();
     // Nobody translates by the old entries any more; the vectors are dropped, if we are their last, without the lock.
     drop(remapper);
     settle(core, left);

@@ -12,7 +12,7 @@ use crate::hv::HvError;
 use crate::msg::{Acceptance, Interrupt, Masking, Message};
 use crate::record::{Outcome, Sent, Step, Tape, VectorStep};
 use crate::remap::{Cookie, Refusal, Remapper, Target};
-use crate::route::{Action, Event, Gsi, Listener, Since};
+use crate::route::{Action, Event, Gsi, GsiTable, Listener, Since};
 use crate::sync::{EventFd, Mutex, MutexGuard, Stopwatch};
 use smallvec::SmallVec;
 use std::io;
@@ -67,10 +67,9 @@ struct HeldRoute {
     gsi: Gsi,
     /// What it was last wanted to say, and the edit of the table that says so.
     wanted: (Interrupt, Since),
-    /// The entries of which the route in force may still be, though the vector's translation is not. Not empty: somebody's
-    /// change is on its way, and whoever else changes the vector has not done so before the kernel knows. The index keeps
-    /// the vector under these cookies too, so that an invalidation finds it. Mostly it is one, and thousands of
-    /// vectors have one at once.
+    /// The entries of which the route in force may still be, though the vector's translation is not. The index keeps
+    /// the vector under these cookies too, so that an invalidation finds it. Once the route is settled they are over, and go
+    /// with the next change. Mostly it is one, and thousands of vectors have one at once.
     leftover: SmallVec<[Option<Cookie>; 2]>,
 }
 
@@ -207,6 +206,7 @@ impl Vector {
     }
 
     /// The present message's translation, from the cache or into it.
+    #[inline(always)]
     fn translate(
         self: &Arc<Self>,
         state: &mut State,
@@ -242,13 +242,15 @@ impl Vector {
         before
     }
 
-    /// The kernel delivers by nothing but the present translation.
-    fn settle(&self, state: &mut State) {
+    /// Whether the kernel delivers by nothing but the present translation; then the route's leftovers are over.
+    fn settle(&self, state: &mut State) -> bool {
+        let settled = state.is_settled(&self.core.table);
         let present = state.present();
-        if let Some(route) = &mut state.route {
+        if settled && let Some(route) = &mut state.route {
             self.leave(present, &route.leftover);
             route.leftover.clear();
         }
+        settled
     }
 
     /// Nothing is delivered by these entries any more, the present one apart.
@@ -263,7 +265,7 @@ impl Vector {
     /// The guest programs another message. What the answer asks for must be done before anybody relies on it.
     pub(super) fn program(self: &Arc<Self>, message: Option<Message>, remapper: &dyn Remapper) -> Reroute {
         let mut state = self.state.lock();
-        if state.message() == message && state.is_settled() {
+        if state.message() == message && state.is_settled(&self.core.table) {
             return Reroute::No;
         }
         state.programmed = message.is_some();
@@ -287,17 +289,14 @@ impl Vector {
     /// A vector with a route must know its new translation at once; any other finds out when it fires.
     fn retranslate(self: &Arc<Self>, state: &mut State, remapper: &dyn Remapper) -> Reroute {
         // If not, the route says neither what it should nor what the translation was.
-        let settled = state.is_settled();
+        let settled = self.settle(state);
         let before = self.forget(state);
         if state.route.is_none() {
             return Reroute::No;
         }
         let Some(message) = state.message() else { return Reroute::Detach };
         match self.translate(state, &message, remapper) {
-            Ok(target) if settled && Some(target) == before => {
-                self.settle(state);
-                Reroute::No
-            }
+            Ok(target) if settled && Some(target) == before => Reroute::No,
             Ok(Target::Interrupt(interrupt)) if state.listener == Listener::Hot => match &mut state.route {
                 Some(route) => {
                     let since = route.gsi.put(interrupt);
@@ -445,18 +444,6 @@ impl Vector {
             Some(Box::new(HeldRoute { gsi, wanted: (interrupt, Since::default()), leftover: SmallVec::new() }));
         self.step(&mut state, Event::Promote);
         state.listener == Listener::Hot
-    }
-
-    /// The table's edits up to `published` are in force. If the vector means something else by now, whoever changed it
-    /// is on the way.
-    pub(super) fn rerouted(&self, published: Since) {
-        let mut state = self.state.lock();
-        if let (Some(interrupt), Some(route)) = (state.interrupt(), &state.route)
-            && route.wanted.0 == interrupt
-            && route.wanted.1 <= published
-        {
-            self.settle(&mut state);
-        }
     }
 
     /// Takes the route away. From now on the dispatcher delivers.
@@ -632,9 +619,13 @@ impl State {
         self.translated.map(|_| self.cookie())
     }
 
-    /// Whether the route, if there is one, says what the translation says.
-    fn is_settled(&self) -> bool {
-        self.route.as_ref().is_none_or(|route| route.leftover.is_empty())
+    /// Whether the route, if there is one, says what the translation says. If not, somebody's change is on its way, and
+    /// whoever else changes the vector has not done so before the kernel knows.
+    fn is_settled(&self, table: &GsiTable) -> bool {
+        self.route.as_ref().is_none_or(|route| {
+            let (wanted, since) = route.wanted;
+            self.interrupt() == Some(wanted) && table.is_in_force(since)
+        })
     }
 
     pub(super) fn configuration(&self) -> (Option<Message>, Masking, bool) {

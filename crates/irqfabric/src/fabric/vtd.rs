@@ -1,10 +1,10 @@
 //! A VT-d unit in its place: the guest's registers and its queue, what is in force for those who translate, and the faults.
 //!
-//! Three locks, so that no delivery waits for the guest's registers. *Registers* is held for an access, and to ask what is
-//! to be done next; *tables* to copy what is in force; *faults*, the last of all, to record one.
+//! Two locks, so that no delivery waits for the guest's registers. *Registers* is held for an access, and to ask what is
+//! to be done next; *faults*, the last of all, to record one. Which table is in force is one atomic word.
 //!
 //! **Who runs the queue.** Whoever writes a register performs what follows from it, unless somebody does so already: then
-//! that one finds it. Invalidations are performed with none of the three locks held, so registers can be read and written
+//! that one finds it. Invalidations are performed with neither lock held, so registers can be read and written
 //! meanwhile; what the guest sees of an effect it sees when that has been performed. After [`TURN`] effects, and from an
 //! invalidation on that would begin later than [`LONG`] after the start, the rest is the dispatcher's, so much at a time and with
 //! the eventfds that are ready in between: a guest may ask for anything, and its vCPU must come back. What is left of a turn's
@@ -19,8 +19,9 @@ use crate::msg::{DestinationFormat, Interrupt, Message, NotAnInterrupt};
 use crate::record::{Tape, Taped};
 use crate::remap::vtd::{self, Effect, Faults, FaultsState, Tables, Vtd, VtdState};
 use crate::remap::{Entries, Fault, Refusal, Remapper, Translation};
-use crate::sync::{Condvar, Mutex, RwLock, Stopwatch, wait};
+use crate::sync::{AtomicU64, Condvar, Mutex, Stopwatch, wait};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How many effects are performed in one go. Each is one invalidation at the most, for as many descriptors as could be
@@ -35,7 +36,8 @@ pub(crate) struct VtdPort {
     registers: Mutex<Registers>,
     /// Somebody waits for the queue to be at rest, and it is.
     rests: Condvar,
-    tables: RwLock<Tables>,
+    /// [`Tables`], in one word: read for each translation.
+    tables: AtomicU64,
     /// A leaf.
     faults: Mutex<Taped<Faults>>,
 }
@@ -48,7 +50,7 @@ struct Registers {
 
 impl VtdPort {
     pub(super) fn new(vtd: Vtd, faults: Faults, memory: Arc<dyn Memory>, tape: Tape) -> Self {
-        let tables = RwLock::new(vtd.tables());
+        let tables = AtomicU64::new(vtd.tables().into_word());
         let registers = Mutex::new(Registers { vtd, runs: false });
         Self { memory, registers, rests: Condvar::new(), tables, faults: Mutex::new(Taped::new(faults, tape)) }
     }
@@ -118,7 +120,7 @@ impl VtdPort {
     fn perform(&self, fabric: &Inner, effect: Effect) {
         match effect {
             Effect::Retranslate(tables) => {
-                *self.tables.write() = tables;
+                self.tables.store(tables.into_word(), Ordering::Release);
                 fabric.invalidate(&Entries::All);
             }
             Effect::Invalidate(entries) => fabric.invalidate(&entries),
@@ -163,7 +165,7 @@ impl VtdPort {
 
 impl Remapper for VtdPort {
     fn translate(&self, message: &Message) -> Result<Translation, Refusal> {
-        let tables = *self.tables.read();
+        let tables = Tables::from_word(self.tables.load(Ordering::Acquire));
         Ok(tables.translate(message, &*self.memory)?)
     }
 

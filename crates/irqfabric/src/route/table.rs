@@ -7,9 +7,10 @@
 
 use super::cost::Cost;
 use crate::hv::{HvError, Hypervisor, Route, Target};
-use crate::sync::{Mutex, Stopwatch};
+use crate::sync::{AtomicU64, Mutex, Stopwatch};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{self, AtomicUsize};
 use std::time::Duration;
 
 /// A point in the table's history: the edit that a publication must cover.
@@ -24,14 +25,16 @@ pub(crate) struct GsiTable {
     published: Mutex<Vec<Route>>,
     /// Held for an edit or a copy only.
     edits: Mutex<Edits>,
+    /// The last edit that is in force. Written with `published` held.
+    in_force: AtomicU64,
     // About the commits so far: to be asked without waiting for one under way.
-    commits: AtomicU64,
+    commits: atomic::AtomicU64,
     /// What a commit takes for each of its routes.
     route_cost: Cost,
     /// How many the last one had.
     routes: AtomicUsize,
     /// How long it took, in nanoseconds.
-    last: AtomicU64,
+    last: atomic::AtomicU64,
 }
 
 /// A commit of no route takes as long as this many routes: on Linux 6.18 about 8 µs, and 0.21 µs a route.
@@ -50,8 +53,6 @@ pub(crate) struct Gsi {
 #[derive(Debug)]
 struct Edits {
     newest: Since,
-    /// The last edit that is in force.
-    published: Since,
     /// By GSI.
     entries: Vec<Option<Entry>>,
     /// GSIs that were given back.
@@ -99,21 +100,15 @@ impl Drop for Gsi {
 impl GsiTable {
     /// An empty table, which hands out the GSIs from `first` up to but not `end`.
     pub(crate) fn new(first: u32, end: u32) -> Self {
-        let edits = Edits {
-            newest: Since(0),
-            published: Since(0),
-            entries: Vec::new(),
-            returned: Vec::new(),
-            next: first,
-            end,
-        };
+        let edits = Edits { newest: Since(0), entries: Vec::new(), returned: Vec::new(), next: first, end };
         Self {
             published: Mutex::default(),
             edits: Mutex::new(edits),
-            commits: AtomicU64::new(0),
+            in_force: AtomicU64::new(0),
+            commits: atomic::AtomicU64::new(0),
             route_cost: Cost::from_nanos(ROUTE_COST),
             routes: AtomicUsize::new(0),
-            last: AtomicU64::new(0),
+            last: atomic::AtomicU64::new(0),
         }
     }
 
@@ -166,16 +161,14 @@ impl GsiTable {
     /// the table in force is the old one, and the edit will be part of the next commit.
     pub(crate) fn publish(&self, since: Since, hypervisor: &dyn Hypervisor) -> Result<(), HvError> {
         // Not behind a commit under way, which is somebody else's.
-        if self.edits.lock().published >= since {
+        if self.is_in_force(since) {
             return Ok(());
         }
         let mut routes = self.published.lock();
-        let mut edits = self.edits.lock();
-        if edits.published >= since {
+        if self.is_in_force(since) {
             return Ok(());
         }
-        let newest = edits.copy(&mut routes);
-        drop(edits);
+        let Since(newest) = self.edits.lock().copy(&mut routes);
         self.commits.fetch_add(1, Relaxed);
         let start = Stopwatch::start();
         let committed = hypervisor.commit(&routes);
@@ -184,8 +177,13 @@ impl GsiTable {
         committed?;
         self.routes.store(routes.len(), Relaxed);
         self.route_cost.learn(took / (routes.len() + FIXED_COST) as u32);
-        self.edits.lock().published = newest;
+        self.in_force.store(newest, Release);
         Ok(())
+    }
+
+    /// Whether the hypervisor has a table with the edit `since`.
+    pub(crate) fn is_in_force(&self, since: Since) -> bool {
+        self.in_force.load(Acquire) >= since.0
     }
 
     /// How long the last commit took.

@@ -126,12 +126,32 @@ impl Fault {
 }
 
 impl Tables {
+    /// Where IRES and CFIS are in a [word](Self::into_word): bits that are reserved in IRTA_REG.
+    const REMAPPING: u64 = 1 << 4;
+    const COMPATIBILITY_FORMAT: u64 = 1 << 5;
+
+    /// All of it at once, for an atomic.
+    pub(crate) const fn into_word(self) -> u64 {
+        let (table, remapping, compatibility_format) = self.registers();
+        table | Self::REMAPPING * remapping as u64 | Self::COMPATIBILITY_FORMAT * compatibility_format as u64
+    }
+
+    /// What [`into_word`](Self::into_word) made a word of.
+    pub(crate) const fn from_word(word: u64) -> Self {
+        Self {
+            table: RemappingTable::from_bits(word & RemappingTable::WRITABLE),
+            remapping: word & Self::REMAPPING != 0,
+            compatibility_format: word & Self::COMPATIBILITY_FORMAT != 0,
+        }
+    }
+
     /// IRTA_REG, IRES and CFIS.
     pub(crate) const fn registers(&self) -> (u64, bool, bool) {
         (self.table.into_bits(), self.remapping, self.compatibility_format)
     }
 
     /// What `message` becomes now. Reads each half of the message's entry once, and nothing else; records nothing.
+    #[inline(always)]
     pub fn translate(&self, message: &Message, memory: &dyn Memory) -> Result<Translation, Refused> {
         if !message.is_interrupt() {
             return Err(NotAnInterrupt::Memory(message.address).into());
@@ -176,16 +196,17 @@ impl Tables {
     fn read(&self, index: u32, memory: &dyn Memory) -> Option<Entry> {
         let base = self.table.page().checked_shl(12)?;
         let address = base.checked_add(u64::from(index).checked_mul(Entry::SIZE)?)?;
-        // A word at a time: neither half is torn. The two are of one entry as long as software changes only one of
-        // them at once, or switches P off in between, which a second read could not make sure of either.
-        let word = |address| {
-            let mut word = [0; 8];
-            memory.read(address, &mut word).ok().map(|()| u128::from(u64::from_le_bytes(word)))
-        };
-        Some(Entry::from_bits(word(address)? | word(address.checked_add(8)?)? << 64))
+        // Neither half is torn. The two are of one entry as long as software changes only one of them at once, or switches
+        // P off in between, which a second read could not make sure of either.
+        let mut halves = [[0; 8]; 2];
+        memory.read(address, halves.as_flattened_mut()).ok()?;
+        // One by one: what was stored in halves is slow to be loaded as a whole.
+        let [low, high] = halves.map(u64::from_le_bytes);
+        Some(Entry::from_bits(u128::from(high) << 64 | u128::from(low)))
     }
 
     /// What the entry gives to a requester: the qualified faults, in the order of 5.1.4.
+    #[inline(always)]
     fn check(&self, entry: Entry, requester: RequesterId) -> Result<Interrupt, Reason> {
         if !entry.present() {
             return Err(Reason::NotPresent);
