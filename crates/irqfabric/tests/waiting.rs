@@ -1,15 +1,16 @@
 //! Nobody waits for a table commit that does not concern it: shown by a backend whose commit waits until everybody else
-//! has done what it came for.
+//! has done what it came for. And nobody relies on a detach that another has still to do.
 
 use irqfabric::chip::ioapic::Ioapic;
-use irqfabric::fabric::{Fabric, IOAPIC_ADDRESS, MsiVectors, Program, Promotion};
+use irqfabric::fabric::{Fabric, IOAPIC_ADDRESS, MsiVector, MsiVectors, Program, Promotion};
 use irqfabric::hv::{Capacity, HvError, Hypervisor, Route};
 use irqfabric::line::LineSource;
 use irqfabric::msg::{Acceptance, Interrupt, Masking, Message, RequesterId};
-use irqfabric::remap::{Cookie, Entries, Refusal, Remapper, Target, Translation, Untranslated};
+use irqfabric::remap::{Cookie, Entries, Fault, Refusal, Remapper, Target, Translation, Untranslated};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -21,7 +22,7 @@ const DEADLOCK: Duration = Duration::from_secs(60);
 
 const LEVEL: u32 = 1 << 15;
 
-/// Counts deliveries by vector; its commits can be held.
+/// Counts deliveries by vector; its commits can be held, and its detaches of some eventfds.
 #[derive(Default)]
 struct Backend {
     delivered: Mutex<BTreeMap<u8, u64>>,
@@ -32,6 +33,7 @@ struct Backend {
 #[derive(Default)]
 struct Gate {
     closed: bool,
+    held: Vec<RawFd>,
     waiting: usize,
 }
 
@@ -45,10 +47,17 @@ impl Backend {
         self.changed.notify_all();
     }
 
-    fn wait_for_a_commit(&self) {
+    /// Holds detaches of these eventfds, and no others from now on.
+    fn hold_detaches(&self, eventfds: &[&MsiVector]) {
+        let raw = |vector: &&MsiVector| vector.eventfd().unwrap().as_raw_fd();
+        self.gate.lock().unwrap().held = eventfds.iter().map(raw).collect();
+        self.changed.notify_all();
+    }
+
+    fn wait_for(&self, waiting: usize) {
         let gate = self.gate.lock().unwrap();
-        let (_gate, waited) = self.changed.wait_timeout_while(gate, DEADLOCK, |gate| gate.waiting == 0).unwrap();
-        assert!(!waited.timed_out(), "there was no commit");
+        let (_gate, waited) = self.changed.wait_timeout_while(gate, DEADLOCK, |gate| gate.waiting < waiting).unwrap();
+        assert!(!waited.timed_out(), "nobody commits or detaches");
     }
 
     fn delivered(&self, vector: u8) -> u64 {
@@ -75,6 +84,14 @@ impl Hypervisor for Backend {
     }
 
     fn attach(&self, _: u32, _: &EventFd) -> Result<(), HvError> {
+        Ok(())
+    }
+
+    fn detach(&self, _: u32, eventfd: &EventFd) -> Result<(), HvError> {
+        let mut gate = self.gate.lock().unwrap();
+        gate.waiting += 1;
+        self.changed.notify_all();
+        self.changed.wait_while(gate, |gate| gate.held.contains(&eventfd.as_raw_fd())).unwrap().waiting -= 1;
         Ok(())
     }
 }
@@ -148,7 +165,7 @@ impl Machine {
         self.backend.close();
         let late = thread::scope(|scope| {
             scope.spawn(commits);
-            self.backend.wait_for_a_commit();
+            self.backend.wait_for(1);
             let (done, all_done) = channel();
             for &(name, act) in others {
                 let done = done.clone();
@@ -257,4 +274,44 @@ fn while_an_invalidation_commits_everybody_else_goes_on() {
     assert!(machine.vectors[5].is_hot(), "its route was changed, not taken");
     machine.vectors[5].signal();
     assert_eq!(machine.backend.delivered(0x90), 1);
+}
+
+/// An entry for each message's data, until there is none any more.
+#[derive(Clone, Default)]
+struct Blocking(Arc<AtomicBool>);
+
+impl Remapper for Blocking {
+    fn translate(&self, message: &Message) -> Result<Translation, Refusal> {
+        if self.0.load(Relaxed) {
+            return Err(Refusal::Blocked(Fault::default()));
+        }
+        Ok(Translation { cookie: Some(Cookie(message.data)), ..Untranslated.translate(message)? })
+    }
+}
+
+#[test]
+fn an_invalidation_relies_on_no_detach_that_two_others_have_still_to_do() {
+    let (backend, blocking) = (Arc::new(Backend::default()), Blocking::default());
+    let builder = Fabric::builder(backend.clone()).remapper(blocking.clone());
+    let fabric = builder.promotion(Promotion::Prefill).build().unwrap();
+    let vectors = fabric.msi_vectors(RequesterId(8), 3);
+    assert!(vectors.iter().all(|vector| vector.eventfd().is_ok()));
+    vectors.program_all(&programs(0..3)).unwrap();
+    assert!(vectors.iter().all(MsiVector::is_hot));
+    let from = |first: u32| Entries::Range(Cookie(0x50 + first)..=Cookie(0x52));
+    blocking.0.store(true, Relaxed);
+    backend.hold_detaches(&[&vectors[0], &vectors[1]]);
+    let hot = thread::scope(|scope| {
+        // The first has to detach all and waits at vector 0, the second the last two and waits at vector 1.
+        for first in [0, 1] {
+            let (fabric, entries) = (&fabric, from(first));
+            scope.spawn(move || fabric.invalidate(&entries));
+            backend.wait_for(first as usize + 1);
+        }
+        fabric.invalidate(&from(2));
+        let hot = vectors[2].is_hot();
+        backend.hold_detaches(&[]);
+        hot
+    });
+    assert!(!hot, "the kernel delivers by an entry whose invalidation has returned");
 }
