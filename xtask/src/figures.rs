@@ -20,6 +20,7 @@ const ROWS: &[&str] = &[
     "promotion-256",
     "invalidate-same-4000",
     "invalidate-256",
+    "invalidate-1024",
     "invalidate-4000",
 ];
 

@@ -109,6 +109,7 @@ pub const ROWS: &[Row] = &[
     timed("invalidate-1", |rounds| invalidate::changed(rounds, 1)),
     timed("invalidate-16", |rounds| invalidate::changed(rounds, 16)),
     timed("invalidate-256", |rounds| invalidate::changed(rounds, 256)),
+    timed("invalidate-1024", |rounds| invalidate::changed(rounds, 1024)),
     timed("invalidate-4000", |rounds| invalidate::changed(rounds, 4000)),
     threads("contention-vectors", contend::different_vectors),
     threads("contention-vector", contend::one_vector),
@@ -196,7 +197,7 @@ mod tests {
         let called = |name| ROWS.iter().filter(|row| row.is_called(name)).count();
         assert_eq!(
             ["program", "program-16", "mask", "invalidate", "invalidate-same", "mas"].map(called),
-            [5, 1, 2, 4, 4, 0]
+            [5, 1, 2, 5, 4, 0]
         );
     }
 }

@@ -127,21 +127,23 @@ impl Fault {
 
 impl Tables {
     /// Where IRES and CFIS are in a [word](Self::into_word): bits that are reserved in IRTA_REG.
-    const REMAPPING: u64 = 1 << 4;
-    const COMPATIBILITY_FORMAT: u64 = 1 << 5;
+    const REMAPPING: u32 = 4;
+    const COMPATIBILITY_FORMAT: u32 = 5;
 
     /// All of it at once, for an atomic.
-    pub(crate) const fn into_word(self) -> u64 {
-        let (table, remapping, compatibility_format) = self.registers();
-        table | Self::REMAPPING * remapping as u64 | Self::COMPATIBILITY_FORMAT * compatibility_format as u64
+    pub(crate) fn into_word(self) -> u64 {
+        let Self { table, remapping, compatibility_format } = self;
+        let flags =
+            u64::from(remapping) << Self::REMAPPING | u64::from(compatibility_format) << Self::COMPATIBILITY_FORMAT;
+        table.into_bits() | flags
     }
 
     /// What [`into_word`](Self::into_word) made a word of.
     pub(crate) const fn from_word(word: u64) -> Self {
         Self {
             table: RemappingTable::from_bits(word & RemappingTable::WRITABLE),
-            remapping: word & Self::REMAPPING != 0,
-            compatibility_format: word & Self::COMPATIBILITY_FORMAT != 0,
+            remapping: word >> Self::REMAPPING & 1 == 1,
+            compatibility_format: word >> Self::COMPATIBILITY_FORMAT & 1 == 1,
         }
     }
 
