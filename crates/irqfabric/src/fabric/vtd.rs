@@ -46,12 +46,14 @@ struct Registers {
     vtd: Vtd,
     /// Somebody performs effects, or is going to.
     runs: bool,
+    /// How many wait for the queue to be at rest: a notification of nobody is a system call all the same.
+    waiting: usize,
 }
 
 impl VtdPort {
     pub(super) fn new(vtd: Vtd, faults: Faults, memory: Arc<dyn Memory>, tape: Tape) -> Self {
         let tables = AtomicU64::new(vtd.tables().into_word());
-        let registers = Mutex::new(Registers { vtd, runs: false });
+        let registers = Mutex::new(Registers { vtd, runs: false, waiting: 0 });
         Self { memory, registers, rests: Condvar::new(), tables, faults: Mutex::new(Taped::new(faults, tape)) }
     }
 
@@ -80,7 +82,9 @@ impl VtdPort {
     pub(super) fn save(&self) -> (VtdState, FaultsState) {
         let mut registers = self.registers.lock();
         while registers.runs {
+            registers.waiting += 1;
             registers = wait(&self.rests, registers);
+            registers.waiting -= 1;
         }
         (registers.vtd.save(), self.faults.lock().save())
     }
@@ -142,7 +146,9 @@ impl VtdPort {
             Some(Effect::Retranslate(_) | Effect::Invalidate(_) | Effect::Nothing) => {}
             None => {
                 registers.runs = false;
-                self.rests.notify_all();
+                if registers.waiting > 0 {
+                    self.rests.notify_all();
+                }
             }
         }
         effect

@@ -24,10 +24,13 @@ const HOT: usize = 4000;
 const MANY: usize = 16;
 const THREADS: usize = 4;
 
-/// More detaches than these take a third of a second: they are measured in every so many rounds, and good for those up to the
-/// next.
-const OFTEN: usize = 256;
+/// More detaches than these are measured in every so many rounds only, and good for those up to the next: they take up to a
+/// third of a second, and leave the kernel's workers something to do.
+const OFTEN: usize = 16;
 const SELDOM: u32 = 15;
+
+/// More commits than these, the usual way, would take seconds.
+const USUAL: usize = 256;
 
 /// 4,000 hot vectors behind a VT-d unit.
 struct Remapped {
@@ -132,7 +135,7 @@ const fn calls_beyond_the_choice(detaches: u64, commits: u64, count: u64) -> u64
 
 /// The usual way, which takes seconds for thousands: then it is left out.
 fn one_by_one(rounds: Rounds, count: usize) -> Result<Option<Samples>, Error> {
-    if count > OFTEN {
+    if count > USUAL {
         return Ok(None);
     }
     let raw = Raw::new()?;
