@@ -67,7 +67,43 @@ fn read_words(memory: &impl vm_memory::GuestMemory, place: vm_memory::GuestAddre
 #[cfg(all(test, not(loom), feature = "vm-memory"))]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    /// Into a place of odd address: copied as bytes, most of what is read would be torn.
+    #[test]
+    fn a_word_that_a_processor_stores_meanwhile_is_read_whole() {
+        const READS: usize = 200_000;
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let (stores, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let torn = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    for word in [0, u64::MAX] {
+                        memory.store(word, GuestAddress(0x108), Ordering::Relaxed).unwrap();
+                    }
+                    stores.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            while stores.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            let mut torn = 0;
+            for length in [8, 16] {
+                let mut place = [0; 24];
+                let data =
+                    if place.as_ptr().addr() % 2 == 0 { &mut place[1..][..length] } else { &mut place[..length] };
+                for _ in 0..READS {
+                    Memory::read(&memory, 0x110 - length as u64, data).unwrap();
+                    let word = u64::from_ne_bytes(*data.last_chunk().unwrap());
+                    torn += usize::from(word != 0 && word != u64::MAX);
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+            torn
+        });
+        assert_eq!(torn, 0);
+    }
 
     #[test]
     fn words_are_read_across_two_regions_wherever_the_second_begins() {

@@ -191,6 +191,28 @@ fn a_range_invalidation_asks_for_its_own_vectors_only_and_those_when_they_fire()
 }
 
 #[test]
+fn a_hot_vector_that_goes_through_all_entries_is_found_by_the_last_two_at_the_most() {
+    let table = Arc::new(Table::default());
+    let builder = Fabric::builder(Recorder::with_irqfds()).remapper(table.clone()).promotion(Promotion::Prefill);
+    let fabric = builder.build().unwrap();
+    let vectors = fabric.msi_vectors(RequesterId(8), 1);
+    vectors[0].eventfd().unwrap();
+    for index in 0..=255 {
+        table.set(index, 0x40 + index % 2);
+        vectors.program(0, 0xfee0_0000, index.into()).unwrap();
+        assert!(vectors[0].is_hot());
+    }
+    let asked = || std::mem::take(&mut *table.asked.lock().unwrap());
+    asked();
+    fabric.invalidate(&range(0..=253));
+    assert_eq!(asked(), 0, "by entries that it has left");
+    fabric.invalidate(&range(254..=255));
+    assert!((1..=2).contains(&asked()), "by the present one, and by the last");
+    fabric.invalidate(&range(254..=255));
+    assert_eq!(asked(), 1, "by the present one");
+}
+
+#[test]
 fn a_vector_whose_entry_went_faults_when_it_fires() {
     let (fabric, recorder, table) = machine(|builder| builder);
     let vectors = fabric.msi_vectors(RequesterId(8), 1);
