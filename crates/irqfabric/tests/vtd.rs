@@ -11,7 +11,7 @@ use irqfabric::line::Level;
 use irqfabric::memory::Memory as _;
 use irqfabric::msg::{Acceptance, Interrupt, Masking, RequesterId, Trigger};
 use irqfabric::remap::vtd::{Faults, Vtd};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
@@ -323,8 +323,10 @@ fn a_range_invalidation_detaches_its_own_vectors_only_where_a_commit_takes_longe
     for masking in [Masking::Masked, Masking::Unmasked].repeat(20) {
         vectors.set_masking([7], masking).unwrap();
     }
-    (0..8).for_each(|index| guest.set(index, irte(0x31, 0)));
     let before = slow.calls();
+    guest.invalidate(GLOBAL);
+    assert_eq!(slow.calls(), before, "they come out the same");
+    (0..8).for_each(|index| guest.set(index, irte(0x31, 0)));
     guest.invalidate(by_index(4, 1));
     let after = slow.calls();
     assert_eq!((after.detaches - before.detaches, after.commits - before.commits), (2, 0));
@@ -596,6 +598,33 @@ fn a_restored_level_in_service_is_ended_though_its_entry_changed_meanwhile() {
         let parked = Interrupt { vector: 0x41, trigger: Trigger::Level, ..Interrupt::default() };
         assert_eq!(recorder.table()[0].target, parked.into(), "and is to its own processor again");
     }
+}
+
+#[test]
+fn whoever_saves_a_unit_waits_until_its_queue_is_at_rest() {
+    let recorder = Recorder::with_irqfds();
+    let guest = machine_on(recorder.clone());
+    guest.enable();
+    let _vectors = hot(&guest, 1);
+    guest.set(0, irte(0x31, 0));
+    guest.put([by_index(0, 0)]);
+    recorder.hold_commits(true);
+    let processor = guest.clone();
+    let invalidates = thread::spawn(move || processor.submit());
+    recorder.wait_held(1);
+    let (saved, saves) = mpsc::channel();
+    for _ in 0..2 {
+        let (guest, saved) = (guest.clone(), saved.clone());
+        thread::spawn(move || saved.send(guest.fabric.vtd().unwrap().1));
+    }
+    let early = saves.recv_timeout(Duration::from_millis(50));
+    recorder.hold_commits(false);
+    assert!(early.is_err(), "its queue is not at rest");
+    for _ in 0..2 {
+        let queue = saves.recv_timeout(Duration::from_secs(30)).expect("it waits for ever").queue;
+        assert_eq!((queue.head, queue.tail), (guest.read(IQT), guest.read(IQT)));
+    }
+    invalidates.join().unwrap();
 }
 
 /// What the guest had asked for when it was saved is done when it is restored.
