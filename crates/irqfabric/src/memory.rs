@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 /// whole or in part, and never panics. Called with locks of the
 /// fabric held: it must not call back.
 pub trait Memory: Send + Sync {
-    /// Fills `data` from `address` on. Where both are words of eight bytes, `address` being a multiple of eight, each is read
+    /// Fills `data` from `address` on. Where `address` and the length are multiples of eight, each word of eight bytes is read
     /// at once: all of it as it was before what a processor of the guest's stores there meanwhile in one piece, or all of it
     /// as after it.
     fn read(&self, address: u64, data: &mut [u8]) -> Result<(), OutsideMemory>;

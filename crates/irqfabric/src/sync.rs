@@ -16,10 +16,11 @@ use loom::sync as imp;
 use std::sync as imp;
 
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 pub(crate) use imp::atomic::{AtomicBool, AtomicU64};
-pub(crate) use imp::{Condvar, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+pub(crate) use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 #[cfg(loom)]
 pub(crate) use kernel::EventFd;
 #[cfg(not(loom))]
@@ -61,9 +62,28 @@ impl<T> RwLock<T> {
     }
 }
 
-/// Waits on `condition`, as [`Mutex::lock`] would have it.
-pub(crate) fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-    condition.wait(guard).unwrap_or_else(PoisonError::into_inner)
+/// A condition of what a [`Mutex`] holds. To notify costs no system call where nobody waits; std's makes one each time.
+#[derive(Debug, Default)]
+pub(crate) struct Condvar {
+    condvar: imp::Condvar,
+    /// Changed with the mutex held.
+    waiting: AtomicUsize,
+}
+
+impl Condvar {
+    pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        self.waiting.fetch_add(1, Relaxed);
+        let guard = self.condvar.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Relaxed);
+        guard
+    }
+
+    /// Wakes whoever waits; the mutex is held, or was since they may go on.
+    pub(crate) fn notify_all(&self) {
+        if self.waiting.load(Relaxed) > 0 {
+            self.condvar.notify_all();
+        }
+    }
 }
 
 /// How long something takes.

@@ -11,7 +11,7 @@ use crate::msg::{Acceptance, Interrupt, Message, NotAnInterrupt};
 use crate::record::Tapes;
 use crate::remap::{Cookie, Entries, Refusal, Remapper};
 use crate::route::{Cost, GsiTable, Since};
-use crate::sync::{Condvar, Mutex, wait};
+use crate::sync::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -47,15 +47,9 @@ pub(crate) struct CookieIndex(Option<Index>);
 
 #[derive(Default)]
 struct Index {
-    entries: Mutex<IndexEntries>,
+    vectors: Mutex<BTreeMap<Key, Weak<Vector>>>,
     /// Somebody [waits](CookieIndex::wait_for_dropped), and a vector has left.
     left: Condvar,
-}
-
-#[derive(Default)]
-struct IndexEntries {
-    vectors: BTreeMap<Key, Weak<Vector>>,
-    waiting: usize,
 }
 
 /// The second half tells vectors of one entry apart.
@@ -106,26 +100,24 @@ impl CookieIndex {
     /// `vector` has cached a translation that came from `cookie`.
     pub(crate) fn cached(&self, cookie: Option<Cookie>, vector: &Arc<Vector>) {
         if let Some(index) = &self.0 {
-            index.entries.lock().vectors.insert((cookie, vector.address()), Arc::downgrade(vector));
+            index.vectors.lock().insert((cookie, vector.address()), Arc::downgrade(vector));
         }
     }
 
     /// Nothing is delivered any more by what `vector` knew from `cookie`.
     pub(crate) fn forgotten(&self, cookie: Option<Cookie>, vector: &Vector) {
         if let Some(index) = &self.0 {
-            let mut entries = index.entries.lock();
-            entries.vectors.remove(&(cookie, vector.address()));
-            if entries.waiting > 0 {
-                index.left.notify_all();
-            }
+            let mut vectors = index.vectors.lock();
+            vectors.remove(&(cookie, vector.address()));
+            index.left.notify_all();
         }
     }
 
     /// The vectors whose cached translation came from `covered`. The work grows with their number only.
     pub(crate) fn covered(&self, covered: &Entries) -> Covered {
         let mut found = Covered::default();
-        if let Some(index) = &self.0 {
-            for (&key, vector) in index.entries.lock().of(covered) {
+        if let (Some(index), Some(keys)) = (&self.0, keys(covered)) {
+            for (&key, vector) in index.vectors.lock().range(keys) {
                 match vector.upgrade() {
                     Some(vector) => found.vectors.push(vector),
                     None => found.dropping.0.push(key),
@@ -143,30 +135,26 @@ impl CookieIndex {
         if left.is_empty() {
             return;
         }
-        let mut entries = index.entries.lock();
+        let mut vectors = index.vectors.lock();
         loop {
             // Another vector at the same address has the key of one that has gone.
-            left.retain(|key| entries.vectors.get(key).is_some_and(|vector| vector.strong_count() == 0));
+            left.retain(|key| vectors.get(key).is_some_and(|vector| vector.strong_count() == 0));
             if left.is_empty() {
                 return;
             }
-            entries.waiting += 1;
-            entries = wait(&index.left, entries);
-            entries.waiting -= 1;
+            vectors = index.left.wait(vectors);
         }
     }
 }
 
-impl IndexEntries {
-    fn of(&self, covered: &Entries) -> impl Iterator<Item = (&Key, &Weak<Vector>)> {
-        let keys = match covered {
-            Entries::All => Some((Bound::Unbounded, Bound::Unbounded)),
-            Entries::Range(range) if range.is_empty() => None,
-            Entries::Range(range) => {
-                Some((Bound::Included((Some(*range.start()), 0)), Bound::Included((Some(*range.end()), usize::MAX))))
-            }
-        };
-        keys.into_iter().flat_map(|keys| self.vectors.range(keys))
+/// Where in the index the vectors of these entries are.
+fn keys(covered: &Entries) -> Option<(Bound<Key>, Bound<Key>)> {
+    match covered {
+        Entries::All => Some((Bound::Unbounded, Bound::Unbounded)),
+        Entries::Range(range) if range.is_empty() => None,
+        Entries::Range(range) => {
+            Some((Bound::Included((Some(*range.start()), 0)), Bound::Included((Some(*range.end()), usize::MAX))))
+        }
     }
 }
 
@@ -251,7 +239,7 @@ mod tests {
         let index = Arc::new(CookieIndex::new());
         index.cached(Some(Cookie(1)), &first);
         index.cached(Some(Cookie(2)), &second);
-        let entries = || index.0.as_ref().unwrap().entries.lock();
+        let indexed = || index.0.as_ref().unwrap().vectors.lock();
         let key = (Some(Cookie(1)), first.address());
         drop(first);
         let Covered { vectors, dropping } = index.covered(&Entries::All);
@@ -264,7 +252,7 @@ mod tests {
             returned.send(()).unwrap();
         });
         assert!(returns.recv_timeout(Duration::from_millis(20)).is_err(), "the first is being dropped yet");
-        entries().vectors.remove(&key);
+        indexed().remove(&key);
         index.0.as_ref().unwrap().left.notify_all();
         returns.recv_timeout(Duration::from_secs(10)).expect("it waits for the second as well");
     }

@@ -206,6 +206,8 @@ impl Vector {
     }
 
     /// The present message's translation, from the cache or into it.
+    ///
+    /// Inlined: what is handed back in memory is written by bytes, and slow to be read as a whole.
     #[inline(always)]
     fn translate(
         self: &Arc<Self>,

@@ -19,7 +19,7 @@ use crate::msg::{DestinationFormat, Interrupt, Message, NotAnInterrupt};
 use crate::record::{Tape, Taped};
 use crate::remap::vtd::{self, Effect, Faults, FaultsState, Tables, Vtd, VtdState};
 use crate::remap::{Entries, Fault, Refusal, Remapper, Translation};
-use crate::sync::{AtomicU64, Condvar, Mutex, Stopwatch, wait};
+use crate::sync::{AtomicU64, Condvar, Mutex, Stopwatch};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -46,15 +46,13 @@ struct Registers {
     vtd: Vtd,
     /// Somebody performs effects, or is going to.
     runs: bool,
-    /// How many wait for the queue to be at rest: a notification of nobody is a system call all the same.
-    waiting: usize,
 }
 
 impl VtdPort {
     pub(super) fn new(vtd: Vtd, faults: Faults, memory: Arc<dyn Memory>, tape: Tape) -> Self {
         let tables = AtomicU64::new(vtd.tables().into_word());
-        let registers = Mutex::new(Registers { vtd, runs: false, waiting: 0 });
-        Self { memory, registers, rests: Condvar::new(), tables, faults: Mutex::new(Taped::new(faults, tape)) }
+        let registers = Mutex::new(Registers { vtd, runs: false });
+        Self { memory, registers, rests: Condvar::default(), tables, faults: Mutex::new(Taped::new(faults, tape)) }
     }
 
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
@@ -82,9 +80,7 @@ impl VtdPort {
     pub(super) fn save(&self) -> (VtdState, FaultsState) {
         let mut registers = self.registers.lock();
         while registers.runs {
-            registers.waiting += 1;
-            registers = wait(&self.rests, registers);
-            registers.waiting -= 1;
+            registers = self.rests.wait(registers);
         }
         (registers.vtd.save(), self.faults.lock().save())
     }
@@ -146,9 +142,7 @@ impl VtdPort {
             Some(Effect::Retranslate(_) | Effect::Invalidate(_) | Effect::Nothing) => {}
             None => {
                 registers.runs = false;
-                if registers.waiting > 0 {
-                    self.rests.notify_all();
-                }
+                self.rests.notify_all();
             }
         }
         effect

@@ -153,6 +153,7 @@ impl Tables {
     }
 
     /// What `message` becomes now. Reads each half of the message's entry once, and nothing else; records nothing.
+    // Inlined, with what it calls: an interrupt handed back in memory is written by bytes, and slow to be read as a whole.
     #[inline(always)]
     pub fn translate(&self, message: &Message, memory: &dyn Memory) -> Result<Translation, Refused> {
         if !message.is_interrupt() {
